@@ -1,0 +1,1 @@
+"""Any normalisation layer with any class-incremental method on any backbone."""

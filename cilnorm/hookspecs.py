@@ -1,0 +1,95 @@
+"""The door: what a plugin may offer, as records, and the hooks that return them.
+
+A plugin is a module named by an entry point of the group ``cilnorm``. It offers things by returning records from the
+hooks below; nothing is registered by importing it. A module may declare ``api_version = 1`` (the value of
+``API_VERSION`` it was written for); one that declares another is refused with a message that names both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pluggy
+
+__all__ = ["API_VERSION", "GROUP", "Backbone", "Dataset", "Method", "Norm", "Record", "hookimpl"]
+
+API_VERSION = 1
+GROUP = "cilnorm"
+
+hookspec = pluggy.HookspecMarker(GROUP)
+hookimpl = pluggy.HookimplMarker(GROUP)
+
+
+@dataclass(frozen=True)
+class Record:
+    """One thing on a shelf.
+
+    Attributes:
+        name: what users type; lower case, as the field writes it.
+        build: makes the thing; what it takes depends on the shelf.
+        paper: address of the paper that defines it; empty where there is none.
+        aliases: other names that users may type.
+    """
+
+    name: str
+    build: Callable[..., Any]
+    paper: str = ""
+    aliases: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Norm(Record):
+    """A normalisation layer: ``build(num_features, *, eps, momentum, affine, track_running_stats, device, dtype)``.
+
+    ``build`` is a class, function or partial, as timm demands of its ``norm_layer``.
+
+    Attributes:
+        composition_aware: whether the layer's modules are ``CompositionAware``.
+    """
+
+    composition_aware: bool = False
+
+
+@dataclass(frozen=True)
+class Method(Record):
+    """A learning method: ``build`` is a frozen dataclass of hyperparameters deriving from ``cilnorm.method.Method``."""
+
+
+@dataclass(frozen=True)
+class Backbone(Record):
+    """A feature extractor: ``build(norm, signed_embedding=False, **options)`` returns a module.
+
+    ``norm`` is called with a number of channels. The module has an integer ``dim`` and maps images (N, 3, H, W) to
+    ``(embedding (N, dim), maps)``, ``maps`` being the stage outputs before their last ReLU, shallow to deep.
+    ``signed_embedding`` leaves out the last ReLU before pooling.
+    """
+
+
+@dataclass(frozen=True)
+class Dataset(Record):
+    """A source of images: ``build(root, **options)`` returns a ``cilnorm.data.ImageSet``.
+
+    ``root`` is the folder (pathlib.Path) to look in, or None for the user's cache folder.
+    """
+
+
+@hookspec
+def cilnorm_norms() -> Sequence[Norm]:  # type: ignore[empty-body]
+    """Normalisation layers."""
+
+
+@hookspec
+def cilnorm_methods() -> Sequence[Method]:  # type: ignore[empty-body]
+    """Class-incremental methods."""
+
+
+@hookspec
+def cilnorm_backbones() -> Sequence[Backbone]:  # type: ignore[empty-body]
+    """Feature extractors."""
+
+
+@hookspec
+def cilnorm_datasets() -> Sequence[Dataset]:  # type: ignore[empty-body]
+    """Sources of images."""

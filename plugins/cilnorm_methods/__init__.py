@@ -1,0 +1,1 @@
+"""Class-incremental methods, one file a method."""

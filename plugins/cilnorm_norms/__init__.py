@@ -1,0 +1,1 @@
+"""Normalisation layers, one file a layer."""
