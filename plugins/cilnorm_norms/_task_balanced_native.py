@@ -1,0 +1,84 @@
+"""The four passes of task-balanced normalisation on torch's own batch-norm kernels, for contiguous tensors on the CPU.
+
+Current rows (N_c, C, H, W) viewed as (N_c / L, L · C, H, W) are what batch norm knows: a channel a lane. Its statistics
+kernel yields the moments, its inference mode an affine map a channel, and the backward of that mode the two sums.
+They read the input where it lies; the elementwise form in ``_task_balanced_torch`` needs five times as long.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from cilnorm_norms._task_balanced_torch import Pair
+
+aten = torch.ops.aten
+
+
+def suits(x: Tensor) -> bool:
+    """Whether these kernels can read ``x`` where it lies."""
+    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and x.is_contiguous() and x.numel() > 0
+
+
+def moments(x: Tensor, current: int, lanes: int) -> tuple[Pair, Pair]:
+    """Means and biased variances of every lane and of the past rows (zeros where there are none)."""
+    means, variances = [], []
+    for part, shape in zip(_cut(x, current, lanes), ((lanes, -1), (-1,)), strict=True):
+        if part.shape[0]:
+            mean, var = torch.batch_norm_update_stats(part, None, None, 0.0)
+        else:
+            mean = var = x.new_zeros(part.shape[1])
+        means.append(mean.view(shape))
+        variances.append(var.view(shape))
+    return Pair(*means), Pair(*variances)
+
+
+def affine(x: Tensor, current: int, mean: Pair, scale: Pair, shift: Pair) -> Tensor:
+    """scale · (x − mean) + shift."""
+    y = torch.empty_like(x)
+    unused = x.new_empty(0)
+    lanes = len(mean.lanes)
+    for part, out, m, a, b in zip(_cut(x, current, lanes), _cut(y, current, lanes), mean, scale, shift, strict=True):
+        if part.shape[0]:
+            m, a, b = m.reshape(-1), a.reshape(-1), b.reshape(-1)
+            ones = torch.ones_like(m)
+            aten.native_batch_norm.out(
+                part, a, b, m, ones, False, 0.0, 0.0, out=out, save_mean=unused, save_invstd=unused
+            )
+    return y
+
+
+def sums(g: Tensor, x: Tensor, current: int, mean: Pair) -> tuple[Pair, Pair]:
+    """Σ g and Σ g · (x − mean) of every lane and of the past rows."""
+    totals, dots = [], []
+    lanes = len(mean.lanes)
+    for part_g, part_x, m in zip(_cut(g, current, lanes), _cut(x, current, lanes), mean, strict=True):
+        if part_x.shape[0]:
+            flat = m.reshape(-1)
+            ones = torch.ones_like(flat)
+            _, dot, total = aten.native_batch_norm_backward(
+                part_g, part_x, None, flat, ones, None, None, False, 0.0, [False, True, True]
+            )
+        else:
+            total = dot = torch.zeros_like(m)
+        totals.append(total.view_as(m))
+        dots.append(dot.view_as(m))
+    return Pair(*totals), Pair(*dots)
+
+
+def gradient(g: Tensor, x: Tensor, current: int, mean: Pair, of_g: Pair, of_x: Pair, shift: Pair) -> Tensor:
+    """of_g · g + of_x · (x − mean) + shift."""
+    dx = affine(x, current, mean, of_x, shift)
+    lanes = len(mean.lanes)
+    for out, part_g, factor in zip(_cut(dx, current, lanes), _cut(g, current, lanes), of_g, strict=True):
+        out.addcmul_(part_g, factor.reshape(1, -1, 1, 1))
+    return dx
+
+
+def _cut(x: Tensor, current: int, lanes: int) -> Iterator[Tensor]:
+    """Current rows (M, L · C, H, W) and past rows (P, C, H, W), as views."""
+    channels, height, width = x.shape[1:]
+    yield x[:current].view(-1, lanes * channels, height, width)
+    yield x[current:]

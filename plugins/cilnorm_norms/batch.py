@@ -1,0 +1,20 @@
+"""Batch normalisation, the layer that every other one of this shelf is compared to.
+
+    y = γ · (x − μ) / √(v + ε) + β,   μ and v over the rows and the area of a batch; running averages in evaluation
+
+Ioffe and Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing Internal Covariate Shift", 2015,
+https://arxiv.org/abs/1502.03167. This is torch's layer, unchanged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from cilnorm.hookspecs import Norm, hookimpl
+
+
+@hookimpl
+def cilnorm_norms() -> Sequence[Norm]:
+    return [Norm("bn", nn.BatchNorm2d, paper="https://arxiv.org/abs/1502.03167", aliases=("batchnorm",))]

@@ -1,0 +1,163 @@
+"""Task-balanced batch normalisation: statistics in which the current task and every past one weigh about the same.
+
+A batch of B_c current and B_p past rows after t learned tasks is looked at as r splits, each of every r-th current row
+and all past rows, so that B_c / r : B_p / t comes near 1 : 1. With a_s = γ / √(v_s + ε), where μ_s and v_s are the
+moments of split s,
+
+    current row j:  y = a_s (x − μ_s) + β,  s = j mod r            past row:  y = mean_s [a_s (x − μ_s)] + β
+
+and the running averages follow mean_s μ_s and mean_s v_s n / (n − 1). Evaluation is batch normalisation.
+
+Cha et al., "Rebalancing Batch Normalization for Exemplar-based Class-Incremental Learning", CVPR 2023,
+https://arxiv.org/abs/2201.12559. The paper wants r = t · B_c / B_p. The released code takes the largest common
+divisor of B_c and B_p not above it, which leaves the current task 1.1 to 1.9 times the weight of a past one at 48 : 16;
+that is ``splits="released"``, because the published numbers have it. In that code γ and β get the gradient of the
+averaged copies, in which past rows weigh no more than current ones, unlike the paper says; ``affine_gradient`` chooses.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _NormBase
+
+from cilnorm.batch import Composition, CompositionAware
+from cilnorm.hookspecs import Norm, hookimpl
+from cilnorm_norms._task_balanced_function import Plan, TaskBalancedFunction
+from cilnorm_norms._task_balanced_torch import statistics_dtype
+
+SplitRule = Literal["released", "divisor", "exact"]
+AffineGradient = Literal["released", "balanced"]
+
+
+def feasible_splits(composition: Composition, rule: SplitRule | int) -> int:
+    """The number of splits for a batch.
+
+    Args:
+        composition: what the batch is made of.
+        rule: ``released``: the largest common divisor of the current and the past rows not above r = task · current /
+            past; ``divisor``: the largest divisor of the current rows not above r; ``exact``: 1, for current rows weigh
+            1 / r instead of being split; an integer: that many.
+
+    Returns:
+        1 where there is nothing to balance: no past rows, no current rows, or no task learned before.
+
+    Raises:
+        ValueError: an integer that doesn't divide the current rows.
+    """
+    current, past, task = composition.current, composition.past, composition.task
+    if not (current and past and task) or rule == "exact":
+        return 1
+    if isinstance(rule, int):
+        if current % rule:
+            raise ValueError(f"{current} current rows can't be cut into {rule} splits")
+        return rule
+    pool = math.gcd(current, past) if rule == "released" else current
+    return max((d for d in range(1, pool + 1) if pool % d == 0 and d * past <= task * current), default=1)
+
+
+# A _NormBase rather than a BatchNorm2d: the buffers and the state are the same, but convert_sync_batchnorm and its like
+# replace every BatchNorm2d they meet by a layer that balances nothing.
+class TaskBalancedBatchNorm2d(_NormBase, CompositionAware):
+    """Task-balanced batch normalisation of (N, C, H, W), https://arxiv.org/abs/2201.12559.
+
+    In training the layer must have been told what the batch is made of (``cilnorm.batch.set_composition``). Its state
+    is that of ``BatchNorm2d``; what it was told is no part of it.
+
+    Args:
+        num_features: C.
+        eps, momentum, affine, track_running_stats, device, dtype: as for ``BatchNorm2d``.
+        splits: ``released``, ``divisor``, ``exact`` or a number of splits, see ``feasible_splits``. ``exact`` gives
+            every task the same weight: moments of all rows, a current one weighing 1 / r, r = task · current / past.
+        affine_gradient: ``released``: past rows weigh 1 in the gradients of γ and β; ``balanced``: they weigh r.
+
+    Raises:
+        ValueError: another option than these, an input that isn't (N, C, H, W), a batch of another size than told.
+        RuntimeError: training without having been told.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        splits: SplitRule | int = "released",
+        affine_gradient: AffineGradient = "released",
+    ) -> None:
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype)
+        if splits not in get_args(SplitRule) and not (isinstance(splits, int) and splits > 0):
+            raise ValueError(f"splits can't be {splits!r}; it is one of {get_args(SplitRule)} or a number of splits")
+        if affine_gradient not in get_args(AffineGradient):
+            raise ValueError(f"affine_gradient can't be {affine_gradient!r}; it is one of {get_args(AffineGradient)}")
+        self.splits: SplitRule | int = splits
+        self.affine_gradient = affine_gradient
+        self.plan: Plan | None = None
+
+    def compose(self, composition: Composition) -> None:
+        """Says what the next training batches are made of.
+
+        Raises:
+            ValueError: a fixed number of splits that doesn't divide the current rows.
+        """
+        rows, current, past = composition.rows, composition.current, composition.past
+        self.plan = Plan(rows, rows)
+        if not (current and past):
+            return
+        splits = feasible_splits(composition, self.splits)
+        ratio = composition.task * current / past
+        weight = 1 / ratio if self.splits == "exact" else 1.0
+        if splits > 1 or weight != 1:
+            gain = ratio if self.splits == "exact" else float(splits)
+            self.plan = Plan(rows, current, splits, weight, gain if self.affine_gradient == "balanced" else 1.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dim() != 4:
+            raise ValueError(f"expected an input (N, C, H, W), got one of {x.dim()} dimensions")
+        if not self.training:
+            by_batch = self.running_mean is None
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, by_batch, 0.0, self.eps)
+        plan = self._plan_for(x)
+        if plan.current == plan.rows:
+            mean, var = x.new_zeros(2, self.num_features, dtype=statistics_dtype(x))
+            # A momentum of 1 leaves the batch's own mean and unbiased variance in the two.
+            y = F.batch_norm(x, mean, var, self.weight, self.bias, True, 1.0, self.eps)
+        else:
+            y, mean, var = TaskBalancedFunction.apply(x, self.weight, self.bias, self.eps, plan)
+        self._track(mean, var)
+        return y
+
+    def _plan_for(self, x: Tensor) -> Plan:
+        if self.plan is None:
+            raise RuntimeError("told nothing about the batch; call cilnorm.batch.set_composition(model, composition)")
+        if self.plan.rows != x.shape[0]:
+            raise ValueError(f"told of a batch of {self.plan.rows} rows, given one of {x.shape[0]}")
+        return self.plan
+
+    @torch.no_grad()
+    def _track(self, mean: Tensor, var: Tensor) -> None:
+        """Moves the running averages towards a batch's mean and unbiased variance (C,)."""
+        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+            return
+        self.num_batches_tracked.add_(1)
+        dtype = self.running_mean.dtype
+        momentum = self.num_batches_tracked.to(dtype).reciprocal() if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean.to(dtype), momentum)
+        self.running_var.lerp_(var.to(dtype), momentum)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, splits={self.splits}, affine_gradient={self.affine_gradient}"
+
+
+@hookimpl
+def cilnorm_norms() -> Sequence[Norm]:
+    return [Norm("tbbn", TaskBalancedBatchNorm2d, paper="https://arxiv.org/abs/2201.12559", composition_aware=True)]
