@@ -76,7 +76,7 @@ def assemble(spec: Spec, registry: Registry, device: torch.device, data_root: Pa
         with initial_weights(spec.seed):
             build = registry.backbones[spec.backbone].build
             backbone = build(norm, signed_embedding=method.signed_embedding, **spec.backbone_options)
-            net = Network(backbone, method.head(backbone.dim)).to(device, memory_format=torch.channels_last)
+            net = Network(backbone, method.head(backbone.dim)).to(device).to(memory_format=torch.channels_last)
     except (ValueError, TypeError) as error:
         raise SpecError(str(error)) from error
     stream = Stream(

@@ -100,15 +100,15 @@ def read_checkpoint(path: Path, key: str, net: Network, tasks: tuple[Task, ...])
     except CheckpointError:
         raise
     except Exception as error:  # torch.load meets damage with many kinds of error
-        raise CheckpointError(f"{path}: can't be read: {str(error).splitlines()[0] if str(error) else error!r}") from error
+        first_line = (str(error) or repr(error)).splitlines()[0]
+        raise CheckpointError(f"{path}: can't be read: {first_line}") from error
 
 
 def _restored(content: dict[str, Any], net: Network, tasks: tuple[Task, ...]) -> State:
     task, phase, epoch = content["position"]
-    state = State(
-        task, phase, epoch, Memory(tuple(content["memory"])), None,
-        content["matrix"], content["steps"], content["seconds"], pool=content["pool"], optimizer=content["optimizer"],
-    )  # fmt: skip
+    state = State(task, phase, epoch, Memory(tuple(content["memory"])))
+    for name in ("matrix", "steps", "seconds", "pool", "optimizer"):
+        setattr(state, name, content[name])
     for earlier in tasks[:task]:
         net.head.grow(earlier.new)
     net.to(next(net.backbone.parameters()).device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -73,9 +73,14 @@ def run_command(
 
         _watched(
             lambda display: run(
-                chosen, out, device=device, data_root=data_root, registry=registry, watch=[display],
+                chosen,
+                out,
+                device=device,
+                data_root=data_root,
+                registry=registry,
+                watch=[display],
                 overwrite=overwrite,
-            )  # fmt: skip
+            )
         )
 
     _guarded(work, debug)
@@ -176,7 +181,7 @@ def _watched(go: Callable[[Any], Result]) -> None:
     print(f"{result.folder}  (figures: {', '.join(path.name for path in figures)})")
 
 
-def _table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+def _table(title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
     from rich import box
     from rich.console import Console
     from rich.markup import escape

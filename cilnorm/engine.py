@@ -29,7 +29,8 @@ class Engine:
     def __init__(
         self, net: Network, method: Method, task: Task, phase: Phase, schedule: Schedule, past: Past | None
     ) -> None:
-        self.net, self.method, self.task, self.phase, self.schedule, self.past = net, method, task, phase, schedule, past
+        self.net, self.method, self.past = net, method, past
+        self.task, self.phase, self.schedule = task, phase, schedule
         self.parameters = list(method.parameters(net, phase))
         self.optimizer = torch.optim.SGD(
             self.parameters, lr=schedule.lr, momentum=schedule.momentum, weight_decay=schedule.weight_decay

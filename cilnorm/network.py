@@ -45,4 +45,5 @@ class Network(nn.Module):
 
     def forward(self, images: Tensor) -> Output:
         embedding, maps = self.backbone(images)
-        return Output(*self.head(embedding), embedding, maps)
+        logits, scores = self.head(embedding)
+        return Output(logits, scores, embedding, maps)

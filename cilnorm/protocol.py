@@ -194,7 +194,12 @@ class Plan:
 
 
 def plan_epoch(
-    parts: Sequence[Part], composition: Composition, protocol: Protocol, seed: int, position: tuple[int, int], epoch: int
+    parts: Sequence[Part],
+    composition: Composition,
+    protocol: Protocol,
+    seed: int,
+    position: tuple[int, int],
+    epoch: int,
 ) -> Plan:
     """Lays out an epoch; a function of its arguments alone, so a resumed run continues where it was.
 
@@ -214,7 +219,8 @@ def plan_epoch(
         indices = torch.cat(columns, dim=1)
         draws = torch.arange(indices.numel()).view_as(indices)
     if not len(indices):
-        raise ValueError(f"no batch of {composition.rows} rows can be filled from {[len(p.pool) for p in parts]} images")
+        images = [len(part.pool) for part in parts]
+        raise ValueError(f"no batch of {composition.rows} rows can be filled from {images} images")
     return Plan(indices, draws, composition)
 
 

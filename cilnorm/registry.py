@@ -144,8 +144,8 @@ def load(extra: Iterable[Any] = (), without: Iterable[str] = (), strict: bool = 
             shelves[kind][record.name] = record
             sources[kind][record.name] = distribution
         plugins.append(Plugin(name, distribution, tuple((kind, record.name) for kind, record in records)))
-    made: list[Shelf[Any]] = [Shelf(kind, shelves[kind], sources[kind]) for kind in shelves]
-    return Registry(*made, plugins=tuple(plugins))
+    made: dict[str, Shelf[Any]] = {f"{kind}s": Shelf(kind, shelves[kind], sources[kind]) for kind in shelves}
+    return Registry(**made, plugins=tuple(plugins))
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ class _Candidate:
 
 
 def _candidates(extra: Iterable[Any], without: frozenset[str]) -> list[_Candidate]:
-    """Entry points and extras. pluggy would skip a second entry point of one name in silence, so that is checked here."""
+    """Entry points and extras; pluggy would skip a second entry point of one name in silence, so names come first."""
     found = [entry for entry in importlib.metadata.entry_points(group=GROUP) if entry.name not in without]
     owners: dict[str, list[str]] = {}
     for entry in found:

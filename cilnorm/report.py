@@ -48,10 +48,11 @@ def matrix_figure(rows: Sequence[Sequence[float]], title: str) -> Figure:
     shown = np.ma.masked_where(np.triu(np.ones_like(matrix), 1) > 0, matrix)
     image = axes.imshow(shown, vmin=0, vmax=100, cmap="viridis")
     if tasks <= 20:
-        for t, u in zip(*np.tril_indices(tasks), strict=True):
-            ink = "white" if matrix[t, u] < 60 else "black"
-            axes.text(u, t, f"{matrix[t, u]:.0f}", ha="center", va="center", color=ink, fontsize=8)
-    labels = range(1, tasks + 1)
+        for (t, u), value in np.ndenumerate(matrix):
+            if u <= t:
+                ink = "white" if value < 60 else "black"
+                axes.text(u, t, f"{value:.0f}", ha="center", va="center", color=ink, fontsize=8)
+    labels = [str(task) for task in range(1, tasks + 1)]
     axes.set_xticks(range(tasks), labels)
     axes.set_yticks(range(tasks), labels)
     axes.set(xlabel="accuracy on task", ylabel="after learning task", title=title)

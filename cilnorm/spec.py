@@ -24,9 +24,19 @@ from cilnorm.data import Augmentation
 from cilnorm.hookspecs import Record
 from cilnorm.method import Method, Schedule
 from cilnorm.protocol import PROTOCOLS, Protocol
-from cilnorm.registry import Registry, UnknownName, nearest
+from cilnorm.registry import Registry, Shelf, UnknownName, nearest
 
-__all__ = ["Settings", "Spec", "SpecError", "from_mapping", "read_settings", "read_spec", "resolve", "to_mapping", "to_yaml"]
+__all__ = [
+    "Settings",
+    "Spec",
+    "SpecError",
+    "from_mapping",
+    "read_settings",
+    "read_spec",
+    "resolve",
+    "to_mapping",
+    "to_yaml",
+]
 
 Options = Mapping[str, Any]
 SECTIONS: dict[str, type] = {"augmentation": Augmentation, "schedule": Schedule, "protocol": Protocol}
@@ -110,7 +120,7 @@ def read_settings(path: Path | None = None) -> Settings:
         SpecError: it is no YAML, or has other than the known sections.
     """
     packaged = files("cilnorm") / "registry.yaml"
-    beside = Path(__file__).resolve().parent.parent / "registry.yaml"  # an editable install has it in the project's root
+    beside = Path(__file__).resolve().parent.parent / "registry.yaml"  # where an editable install has it
     source = path or (packaged if packaged.is_file() else beside)
     content = _yaml(source.read_text(encoding="utf-8"), str(path or "registry.yaml"))
     _known("section of registry.yaml", content, ("presets", "methods"))
@@ -207,11 +217,11 @@ def from_mapping(values: Options, registry: Registry, settings: Settings | None,
 
 
 def _record(registry: Registry, part: str, name: object) -> Record:
-    shelf = {shelf.kind: shelf for shelf in registry.shelves}[part]
+    shelf: Shelf[Record] = {shelf.kind: shelf for shelf in registry.shelves}[part]
     if not isinstance(name, str):
         raise SpecError(f"{part}: expected a name, found {name!r}")
     try:
-        return shelf[name]  # type: ignore[no-any-return]
+        return shelf[name]
     except UnknownName as error:
         raise SpecError(str(error)) from None
 
@@ -296,14 +306,11 @@ def _build(flat: Options, records: Mapping[str, Record]) -> Spec:
     }
     try:
         method: Method = records["method"].build(**within["method"])
-        options = {f"{part}_options": within[part] for part in PARTS}
-        options["method_options"] = dataclasses.asdict(method)
-        return Spec(
-            **{part: record.name for part, record in records.items()},
-            **{key: value for key, value in flat.items() if "." not in key},
-            **{section: made(**within[section]) for section, made in SECTIONS.items()},
-            **options,
-        )
+        values: dict[str, Any] = {key: value for key, value in flat.items() if "." not in key}
+        values |= {part: record.name for part, record in records.items()}
+        values |= {f"{part}_options": within[part] for part in PARTS}
+        values |= {section: made(**within[section]) for section, made in SECTIONS.items()}
+        return Spec(**{**values, "method_options": dataclasses.asdict(method)})
     except (TypeError, ValueError) as error:
         raise SpecError(str(error)) from error
 
@@ -364,7 +371,8 @@ def _coerced_tuple(value: Any, hints: tuple[Any, ...], key: str) -> tuple[Any, .
 
 def to_mapping(spec: Spec) -> dict[str, Any]:
     """The spec as plain values, which ``from_mapping`` reads back."""
-    return json.loads(json.dumps(dataclasses.asdict(spec)))  # type: ignore[no-any-return]
+    mapping: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(spec)))
+    return mapping
 
 
 def to_yaml(spec: Spec) -> str:
