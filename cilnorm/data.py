@@ -7,7 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["ImageSet"]
+__all__ = ["DatasetError", "ImageSet"]
+
+
+class DatasetError(ValueError):
+    """A data set is missing or damaged; the message is for the user."""
 
 
 @dataclass(frozen=True, eq=False)
