@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from cilnorm.images import DatasetError, ImageSet
 from cilnorm.hookspecs import Dataset, hookimpl
+from cilnorm.images import DatasetError, ImageSet
 
 from ._files import ArrayState, cache_folder, digest, load_pickle, temporary
 

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from cilnorm.images import ImageSet
 from cilnorm.hookspecs import Dataset, hookimpl
+from cilnorm.images import ImageSet
 
 from ._files import cache_folder, digest, temporary
 
