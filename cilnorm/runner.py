@@ -125,10 +125,10 @@ def _learn(
             for number, phase in enumerate(method.phases(task)):
                 if number < state.phase:
                     continue
-                schedule = phase.schedule or spec.schedule
+                schedule = phase.schedule_in(spec.schedule)
                 if state.pool is None:
                     state.pool = _pool(spec, parts, state, task, phase)
-                engine = Engine(net, method, task, phase, schedule, state.past)
+                engine = Engine(net, method, task, phase, schedule, state.past, spec.seed)
                 if state.optimizer is not None:
                     engine.optimizer.load_state_dict(state.optimizer)
                 for epoch in range(state.epoch, schedule.epochs):
