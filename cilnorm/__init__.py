@@ -1,1 +1,41 @@
-"""Any normalisation layer with any class-incremental method on any backbone."""
+"""Any normalisation layer with any class-incremental method on any backbone.
+
+>>> import cilnorm
+>>> spec = cilnorm.resolve("quick", method="ft", norm="tbbn")
+>>> result = cilnorm.run(spec)  # doctest: +SKIP
+
+The names below are imported when they are first used, so that ``cilnorm --help`` need not wait for torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cilnorm.batch import Composition, set_composition
+    from cilnorm.runner import resume, run
+    from cilnorm.spec import Spec, resolve
+
+__all__ = ["Composition", "Spec", "registry", "resolve", "resume", "run", "set_composition"]
+
+_HOMES = {
+    "Composition": "batch",
+    "set_composition": "batch",
+    "Spec": "spec",
+    "resolve": "spec",
+    "run": "runner",
+    "resume": "runner",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "registry":
+        return importlib.import_module("cilnorm.registry")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'cilnorm' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"cilnorm.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -72,7 +72,7 @@ class Backbone(Record):
 
 @dataclass(frozen=True)
 class Dataset(Record):
-    """A source of images: ``build(root, **options)`` returns a ``cilnorm.data.ImageSet``.
+    """A source of images: ``build(root, **options)`` returns a ``cilnorm.images.ImageSet``.
 
     ``root`` is the folder (pathlib.Path) to look in, or None for the user's cache folder.
     """

@@ -1,0 +1,93 @@
+"""Spec -> network, method, stream of tasks and pixels on a device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from cilnorm.data import Augmentation, Pixels
+from cilnorm.images import ImageSet
+from cilnorm.method import Method
+from cilnorm.network import Network
+from cilnorm.protocol import Stream, class_order, task_sizes
+from cilnorm.registry import Registry
+from cilnorm.spec import Spec, SpecError
+from cilnorm.streams import initial_weights
+
+__all__ = ["Assembly", "assemble", "pick_device"]
+
+
+@dataclass(frozen=True, eq=False)
+class Assembly:
+    """The parts of a run.
+
+    Attributes:
+        train, test: images on the device.
+        order: the source's labels in the order of learning.
+        images: where the pixels came from, for its names and digest.
+    """
+
+    net: Network
+    method: Method
+    stream: Stream
+    train: Pixels
+    test: Pixels
+    order: tuple[int, ...]
+    images: ImageSet
+    device: torch.device
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """A device by torch's name; ``auto`` is the first CUDA device, else the CPU.
+
+    Raises:
+        SpecError: there is no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise SpecError(f"no device {name!r} here: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def assemble(spec: Spec, registry: Registry, device: torch.device, data_root: Path | None = None) -> Assembly:
+    """Builds what a spec names.
+
+    Raises:
+        SpecError: a part can't be built with these options.
+        DatasetError: the images are missing or damaged.
+    """
+    images = registry.datasets[spec.dataset].build(data_root, **spec.dataset_options)
+    if spec.classes is not None and spec.classes > images.classes:
+        raise SpecError(f"{spec.dataset} has {images.classes} classes, not {spec.classes}")
+    order = class_order(images.classes, spec.class_order_seed)[: spec.classes]
+    if spec.memory < len(order):
+        raise SpecError(f"a memory of {spec.memory} can't hold one exemplar of each of {len(order)} classes")
+    method: Method = registry.methods[spec.method].build(**spec.method_options)
+    try:
+        sizes = task_sizes(len(order), spec.tasks)
+        norm = partial(registry.norms[spec.norm].build, **spec.norm_options)
+        with initial_weights(spec.seed):
+            build = registry.backbones[spec.backbone].build
+            backbone = build(norm, signed_embedding=method.signed_embedding, **spec.backbone_options)
+            net = Network(backbone, method.head(backbone.dim)).to(device).to(memory_format=torch.channels_last)
+    except (ValueError, TypeError) as error:
+        raise SpecError(str(error)) from error
+    stream = Stream(
+        images.train_labels,
+        images.test_labels,
+        order,
+        sizes,
+        validation=spec.protocol.validation,
+        seed=spec.seed,
+        train_per_class=spec.train_per_class,
+    )
+    train = Pixels(images.train_images.to(device), images.mean, images.std, spec.augmentation)
+    test = Pixels(images.test_images.to(device), images.mean, images.std, Augmentation())
+    return Assembly(net, method, stream, train, test, tuple(order), images, device)

@@ -1,0 +1,120 @@
+"""The folder of a run: everything that is written, and where.
+
+``spec.yaml`` repeats the run, ``environment.json`` says what it ran on, ``events.jsonl`` what happened,
+``accuracy.csv`` is the accuracy matrix, ``summary.json`` the state and the metrics; ``checkpoints/`` and ``figures/``
+hold those.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib.metadata
+import io
+import json
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cilnorm.files import write_atomically
+from cilnorm.metrics import as_matrix, summarise
+from cilnorm.registry import Registry
+from cilnorm.spec import Spec, to_yaml
+
+__all__ = ["FolderError", "RunFolder"]
+
+MARK = "spec.yaml"
+
+
+class FolderError(OSError):
+    """The folder of a run can't be used; the message is for the user."""
+
+
+class RunFolder:
+    """Writes a run's files, each to a temporary name first, except the log, which grows line by line."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoint = path / "checkpoints" / "last.pt"
+
+    @classmethod
+    def create(cls, path: Path, spec: Spec, overwrite: bool = False) -> RunFolder:
+        """A new folder with the spec in it.
+
+        Raises:
+            FolderError: it holds a run already, or other files, or can't be written.
+        """
+        try:
+            if path.exists() and any(path.iterdir()):
+                if not (path / MARK).is_file():
+                    raise FolderError(f"{path} holds other files; give --out a new folder")
+                if not overwrite:
+                    raise FolderError(f"{path} holds a run already; resume it, or give --overwrite or another --out")
+                shutil.rmtree(path)
+            folder = cls(path)
+            folder.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+            (path / "figures").mkdir(exist_ok=True)
+            write_atomically(path / MARK, to_yaml(spec))
+        except FolderError:
+            raise
+        except OSError as error:
+            raise FolderError(f"can't write the run folder {path}: {error.strerror or error}") from error
+        return folder
+
+    def log(self, event: Mapping[str, Any]) -> None:
+        """Appends one line to events.jsonl."""
+        with open(self.path / "events.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps({"time": round(time.time(), 3), **event}) + "\n")
+
+    def write_environment(self, registry: Registry, device: torch.device, digest: str) -> None:
+        """Records what could make the same spec give other numbers elsewhere."""
+        packages = ("cilnorm", "torch", "torchvision", "timm", "numpy", "pluggy")
+        environment = {
+            "packages": {name: _version(name) for name in packages},
+            "python": sys.version.split()[0],
+            "platform": platform.platform(),
+            "device": str(device),
+            "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+            "threads": torch.get_num_threads(),
+            "cuda": torch.version.cuda if device.type == "cuda" else None,
+            "plugins": sorted({plugin.distribution for plugin in registry.plugins if not plugin.error}),
+            "dataset_sha256": digest,
+        }
+        write_atomically(self.path / "environment.json", json.dumps(environment, indent=2) + "\n")
+
+    def write_accuracy(self, rows: Sequence[Sequence[float]]) -> None:
+        """accuracy.csv: row t, column u is the accuracy in percent on task u after learning task t, from 1."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["after_task", *(f"task_{u + 1}" for u in range(len(rows)))])
+        for t, row in enumerate(rows):
+            writer.writerow([t + 1, *(repr(value) for value in row), *[""] * (len(rows) - len(row))])
+        write_atomically(self.path / "accuracy.csv", text.getvalue())
+
+    def write_summary(self, state: str, rows: Sequence[Sequence[float]], **facts: Any) -> dict[str, Any]:
+        """summary.json: the run's state, its metrics in percent once a task is learned, and further facts."""
+        summary = {"state": state, **(summarise(as_matrix(rows)) if rows else {}), **facts}
+        write_atomically(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
+        return summary
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    if os.path.exists("/proc/cpuinfo"):
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

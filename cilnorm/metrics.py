@@ -1,0 +1,64 @@
+"""Accuracy matrix -> the field's summaries.
+
+``matrix[t, u]`` is the accuracy on task u after learning task t, in percent, over all classes seen then; entries with
+u > t play no part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+__all__ = ["as_matrix", "average_per_task", "forgetting_per_task", "summarise"]
+
+
+def as_matrix(rows: Sequence[Sequence[float]]) -> NDArray[np.float64]:
+    """The rows of a run so far, row t holding t + 1 accuracies, as a square matrix with zeros above the diagonal."""
+    matrix = np.zeros((len(rows), len(rows)))
+    for at, row in enumerate(rows):
+        matrix[at, : len(row)] = row
+    return matrix
+
+
+def average_per_task(matrix: ArrayLike) -> NDArray[np.float64]:
+    """A_t = mean of acc[t, u] over u <= t, (T,)."""
+    lower = np.tril(np.asarray(matrix, dtype=float))
+    return lower.sum(1) / np.arange(1, len(lower) + 1)
+
+
+def forgetting_per_task(matrix: ArrayLike) -> NDArray[np.float64]:
+    """max over earlier t' of acc[t', u], minus acc[T, u]; 0 for the newest task; (T,). Not clipped.
+
+    Chaudhry et al., ECCV 2018 (https://arxiv.org/abs/1801.10112), section 3; zeros of tasks not learned yet enter the
+    maximum, as in the released code, and do no harm.
+    """
+    lower = np.tril(np.asarray(matrix, dtype=float))
+    forgotten = np.zeros(len(lower))
+    if len(lower) > 1:
+        forgotten[:-1] = lower[:-1, :-1].max(0) - lower[-1, :-1]
+    return forgotten
+
+
+def summarise(matrix: ArrayLike) -> dict[str, float]:
+    """The summaries of a run, in the unit of the matrix.
+
+    Returns:
+        ``A_f``: mean accuracy after the last task. ``A_a``: mean of A_t over tasks. ``F``: forgetting, mean over all T
+        tasks, the newest included, as the TBBN paper tabulates it. ``forgetting``: the same over the T - 1 old tasks,
+        as surveys do. ``A_l``: mean accuracy on each task right after learning it. ``BWT``: backward transfer, mean of
+        acc[T, u] - acc[u, u] over old tasks (https://arxiv.org/abs/1706.08840).
+    """
+    lower = np.tril(np.asarray(matrix, dtype=float))
+    tasks, averages, forgotten = len(lower), average_per_task(lower), forgetting_per_task(lower)
+    old = max(tasks - 1, 1)
+    learned = np.diag(lower)
+    return {
+        "A_f": float(averages[-1]),
+        "A_a": float(averages.mean()),
+        "F": float(forgotten.sum() / tasks),
+        "forgetting": float(forgotten.sum() / old),
+        "A_l": float(learned.mean()),
+        "BWT": float((lower[-1] - learned)[:-1].sum() / old),
+    }

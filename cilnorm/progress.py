@@ -1,0 +1,100 @@
+"""What a person sees while a run goes on: a live bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+__all__ = ["Display"]
+
+UNITS = 1000  # of the bar, a task
+QUIET = 10.0  # seconds between plain lines within a task
+
+
+class Display:
+    """Watches a run's events; use as a context manager."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(highlight=False)
+        self._tasks, self._task, self._seen = 0, 0, 0
+        self._terms = ""
+        self._printed = time.monotonic()
+        self._bar: Progress | None = None
+        self._handle: Any = None
+
+    def __enter__(self) -> Display:
+        if self.console.is_terminal:
+            columns = (
+                TextColumn("[bold]task {task.fields[at]}[/]"), BarColumn(), TextColumn("{task.fields[epoch]}"),
+                TextColumn("[cyan]{task.fields[terms]}[/]"), TimeElapsedColumn(), TextColumn("left"),
+                TimeRemainingColumn(),
+            )  # fmt: skip
+            self._bar = Progress(*columns, console=self.console, transient=True)
+            self._bar.start()
+            self._handle = self._bar.add_task("run", total=None, at="-", epoch="", terms="")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        handler = getattr(self, f"_on_{event['event']}", None)
+        if handler is not None:
+            handler(event)
+
+    def _print(self, text: str) -> None:
+        self.console.print(text, soft_wrap=True)
+        self._printed = time.monotonic()
+
+    def _on_run(self, event: dict[str, Any]) -> None:
+        self._tasks = event["tasks"]
+        what = " x ".join(event[name] for name in ("method", "norm", "backbone", "dataset"))
+        self._print(f"{what}, {self._tasks} tasks, seed {event['seed']}; folder {event['folder']}")
+        if event["notice"]:
+            self._print(f"[yellow]note:[/] {event['notice']}")
+        header = "".join(f"{f't{u + 1}':>6}" for u in range(self._tasks))
+        self._print(f"[dim]after     mean{header}  (accuracy in % on each task, among all classes seen)[/]")
+
+    def _on_task(self, event: dict[str, Any]) -> None:
+        self._task, self._seen = event["task"], event["seen"]
+
+    def _on_step(self, event: dict[str, Any]) -> None:
+        if self._bar is None:
+            return
+        within = (event["epoch"] - 1 + event["step"] / event["of"]) / event["epochs"]
+        self._bar.update(
+            self._handle,
+            total=UNITS * self._tasks,
+            completed=UNITS * (self._task - 1 + within),
+            at=f"{self._task}/{self._tasks}",
+            epoch=f"epoch {event['epoch']}/{event['epochs']} step {event['step']}/{event['of']}",
+            terms=self._terms,
+        )
+
+    def _on_epoch(self, event: dict[str, Any]) -> None:
+        self._terms = " ".join(f"{name} {value:.3f}" for name, value in event["terms"].items())
+        if self._bar is None and time.monotonic() - self._printed > QUIET:
+            left = self._left(event)
+            where = f"task {self._task}/{self._tasks} {event['phase']} epoch {event['epoch']}/{event['of']}"
+            self._print(f"  {where}: {self._terms}; {event['seconds']:.0f} s, about {left:.0f} s left")
+
+    def _left(self, event: dict[str, Any]) -> float:
+        done = (self._task - 1 + event["epoch"] / event["of"]) / self._tasks
+        return float(event["seconds"] * (1 / done - 1))
+
+    def _on_accuracy(self, event: dict[str, Any]) -> None:
+        row = event["accuracy"]
+        cells = "".join(f"{value:6.1f}" for value in row)
+        self._print(f"task {event['task']:>2}: [bold]{sum(row) / len(row):6.1f}[/]{cells}")
+
+    def _on_finished(self, event: dict[str, Any]) -> None:
+        names = ("A_f", "A_a", "F", "forgetting", "A_l")
+        figures = "  ".join(f"{name} [bold]{event[name]:.2f}[/]" for name in names)
+        self._print(f"{figures}  ({event['steps']} steps, {event['seconds']:.0f} s)")

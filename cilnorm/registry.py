@@ -1,0 +1,228 @@
+"""Plugins -> shelves of records.
+
+``load`` looks through the entry points of the group ``cilnorm``, checks each plugin on its own and returns a value;
+there is no global registry. A plugin that can't be used is reported and left out; it never takes the others down.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.metadata
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain
+from typing import Any, Generic, TypeVar
+
+import pluggy
+
+from cilnorm import hookspecs
+from cilnorm.hookspecs import API_VERSION, GROUP, Backbone, Dataset, Method, Norm, Record
+
+__all__ = ["Plugin", "PluginError", "Registry", "Shelf", "UnknownName", "load", "nearest"]
+
+R = TypeVar("R", bound=Record)
+HOME = "cilnorm"
+NAME = re.compile(r"[a-z0-9][a-z0-9_.+*-]*")
+HOOKS: dict[str, tuple[str, type[Record]]] = {
+    "cilnorm_norms": ("norm", Norm),
+    "cilnorm_methods": ("method", Method),
+    "cilnorm_backbones": ("backbone", Backbone),
+    "cilnorm_datasets": ("dataset", Dataset),
+}
+
+
+class UnknownName(KeyError):
+    """A name that is not there; the message lists what is."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class PluginError(RuntimeError):
+    """A plugin can't be used; raised only by ``load(strict=True)``."""
+
+
+def nearest(kind: str, asked: str, known: Iterable[str]) -> str:
+    """One line for a misspelt name: what was asked, what is nearest, what there is."""
+    names = sorted(known)
+    close = difflib.get_close_matches(asked, names, n=1, cutoff=0.5)
+    hint = f"; did you mean {close[0]!r}?" if close else ";"
+    return f"no {kind} called {asked!r}{hint} there are {', '.join(names) or 'none'}"
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """What one entry point brought.
+
+    Attributes:
+        name: the entry point's name.
+        distribution: the pip-installable package that declares it, with its version.
+        offers: (kind, name) of each record.
+        error: why it was left out, in one line; empty for a healthy one.
+    """
+
+    name: str
+    distribution: str
+    offers: tuple[tuple[str, str], ...] = ()
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Shelf(Mapping[str, R], Generic[R]):
+    """Records of one kind by name; aliases find them too, iteration shows each once.
+
+    Raises:
+        UnknownName: from ``shelf[name]``, naming the nearest and what there is.
+    """
+
+    kind: str
+    records: Mapping[str, R] = field(default_factory=dict)
+    sources: Mapping[str, str] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> R:
+        for record in self.records.values():
+            if name == record.name or name in record.aliases:
+                return record
+        raise UnknownName(nearest(self.kind, name, self.records))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.records)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+
+@dataclass(frozen=True)
+class Registry:
+    """The four shelves, and the plugins they came from, healthy or not."""
+
+    norms: Shelf[Norm]
+    methods: Shelf[Method]
+    backbones: Shelf[Backbone]
+    datasets: Shelf[Dataset]
+    plugins: tuple[Plugin, ...]
+
+    @property
+    def shelves(self) -> tuple[Shelf[Any], ...]:
+        """All shelves, in the order in which people list them."""
+        return (self.norms, self.methods, self.backbones, self.datasets)
+
+    @property
+    def failed(self) -> tuple[Plugin, ...]:
+        """Plugins that were left out."""
+        return tuple(plugin for plugin in self.plugins if plugin.error)
+
+
+def load(extra: Iterable[Any] = (), without: Iterable[str] = (), strict: bool = False) -> Registry:
+    """Loads every plugin that is installed, cilnorm's own first.
+
+    Args:
+        extra: modules or objects with hooks, beside the installed ones; their distribution reads ``(extra)``.
+        without: names of entry points to leave out.
+        strict: raise for the first plugin that can't be used, instead of reporting it.
+
+    Raises:
+        PluginError: with ``strict``, naming the plugin, its distribution and the reason.
+    """
+    shelves: dict[str, dict[str, Record]] = {kind: {} for kind, _ in HOOKS.values()}
+    sources: dict[str, dict[str, str]] = {kind: {} for kind in shelves}
+    plugins = []
+    for candidate in _candidates(extra, frozenset(without)):
+        name, distribution = candidate.name, candidate.distribution
+        try:
+            records = _records(candidate)
+            _refuse_taken_names(records, shelves, sources)
+        except (Exception, SystemExit) as error:  # whatever a stranger's module does while it is imported
+            reason = _last_line(error)
+            if strict:
+                raise PluginError(f"plugin {name!r} of {distribution}: {reason}") from error
+            plugins.append(Plugin(name, distribution, error=reason))
+            continue
+        for kind, record in records:
+            shelves[kind][record.name] = record
+            sources[kind][record.name] = distribution
+        plugins.append(Plugin(name, distribution, tuple((kind, record.name) for kind, record in records)))
+    made: dict[str, Shelf[Any]] = {f"{kind}s": Shelf(kind, shelves[kind], sources[kind]) for kind in shelves}
+    return Registry(**made, plugins=tuple(plugins))
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    name: str
+    distribution: str
+    module: Callable[[], Any]
+
+
+def _candidates(extra: Iterable[Any], without: frozenset[str]) -> list[_Candidate]:
+    """Entry points and extras; pluggy would skip a second entry point of one name in silence, so names come first."""
+    found = [entry for entry in importlib.metadata.entry_points(group=GROUP) if entry.name not in without]
+    owners: dict[str, list[str]] = {}
+    for entry in found:
+        owners.setdefault(entry.name, []).append(_distribution(entry))
+    candidates = []
+    for entry in found:
+        distribution, module = _distribution(entry), entry.load
+        if len(owners[entry.name]) > 1 and not _is_home(entry):
+            module = partial(_refuse_twice, entry.name, owners[entry.name])
+        candidates.append(_Candidate(entry.name, distribution, module))
+    candidates.sort(key=lambda c: (c.distribution.split()[0] != HOME, c.distribution, c.name))
+    for plugin in extra:
+        name = getattr(plugin, "__name__", type(plugin).__name__)
+        candidates.append(_Candidate(name, "(extra)", partial(_itself, plugin)))
+    return candidates
+
+
+def _itself(plugin: Any) -> Any:
+    return plugin
+
+
+def _refuse_twice(name: str, owners: list[str]) -> None:
+    raise PluginError(f"entry point {name!r} is declared by {' and by '.join(sorted(owners))}; rename one")
+
+
+def _distribution(entry: importlib.metadata.EntryPoint) -> str:
+    return f"{entry.dist.name} {entry.dist.version}" if entry.dist else "(unknown)"
+
+
+def _is_home(entry: importlib.metadata.EntryPoint) -> bool:
+    return entry.dist is not None and entry.dist.name == HOME
+
+
+def _records(candidate: _Candidate) -> list[tuple[str, Record]]:
+    """Imports the plugin, checks it against the hook specifications and asks it for its records."""
+    module = candidate.module()
+    version = getattr(module, "api_version", API_VERSION)
+    if version != API_VERSION:
+        raise PluginError(f"written for api_version {version}; this cilnorm has {API_VERSION}")
+    manager = pluggy.PluginManager(GROUP)
+    manager.add_hookspecs(hookspecs)
+    manager.register(module, candidate.name)
+    manager.check_pending()
+    records = []
+    for hook, (kind, record_type) in HOOKS.items():
+        for record in chain.from_iterable(getattr(manager.hook, hook)()):
+            if not isinstance(record, record_type):
+                raise PluginError(f"{hook} returned {record!r:.80}, which is no {record_type.__name__} record")
+            records.append((kind, record))
+    if not records:
+        raise PluginError(f"offers nothing; it needs one of the hooks {', '.join(HOOKS)}")
+    return records
+
+
+def _refuse_taken_names(
+    records: list[tuple[str, Record]], shelves: dict[str, dict[str, Record]], sources: dict[str, dict[str, str]]
+) -> None:
+    for kind, record in records:
+        for name in (record.name, *record.aliases):
+            if not NAME.fullmatch(name):
+                raise PluginError(f"{name!r} is no name for a {kind}: lower case, digits and _ . + * - only")
+            for other in shelves[kind].values():
+                if name == other.name or name in other.aliases:
+                    raise PluginError(f"the {kind} {name!r} is already there, from {sources[kind][other.name]}")
+
+
+def _last_line(error: BaseException) -> str:
+    lines = f"{type(error).__name__}: {error}".strip().splitlines()
+    return str(error) if isinstance(error, PluginError) else lines[-1]

@@ -1,0 +1,380 @@
+"""registry.yaml and the command line -> a frozen Spec, written beside every result.
+
+Precedence: default in the plugin's dataclass < registry.yaml < what the user sets. Every key is checked; a misspelt one
+is an error that names the nearest, never a silent default.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import inspect
+import json
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from cilnorm.data import Augmentation
+from cilnorm.hookspecs import Record
+from cilnorm.method import Method, Schedule
+from cilnorm.protocol import PROTOCOLS, Protocol
+from cilnorm.registry import Registry, Shelf, UnknownName, nearest
+
+__all__ = [
+    "Settings",
+    "Spec",
+    "SpecError",
+    "from_mapping",
+    "read_settings",
+    "read_spec",
+    "resolve",
+    "to_mapping",
+    "to_yaml",
+]
+
+Options = Mapping[str, Any]
+SECTIONS: dict[str, type] = {"augmentation": Augmentation, "schedule": Schedule, "protocol": Protocol}
+PARTS = ("method", "norm", "backbone", "dataset")
+
+
+class SpecError(ValueError):
+    """A run was asked for that can't be; the message is one line for the user."""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """All that decides a run's numbers.
+
+    Attributes:
+        preset: where the values came from; names the run, decides nothing any more.
+        method, norm, backbone, dataset: names on the shelves, each with its ``..._options``.
+        tasks: into how many the classes are split.
+        classes: use only the first so many of the class order; None for all.
+        memory: exemplars kept in all.
+        rows: current and past rows of a mixed batch; the first task's batches have their sum.
+        train_per_class: use only so many training images of a class; None for all.
+        seed: of everything random but the order of classes, which ``class_order_seed`` draws.
+    """
+
+    method: str
+    norm: str
+    backbone: str
+    dataset: str
+    preset: str = ""
+    tasks: int = 10
+    classes: int | None = None
+    memory: int = 2000
+    rows: tuple[int, int] = (48, 16)
+    train_per_class: int | None = None
+    seed: int = 0
+    class_order_seed: int = 0
+    method_options: Options = field(default_factory=dict)
+    norm_options: Options = field(default_factory=dict)
+    backbone_options: Options = field(default_factory=dict)
+    dataset_options: Options = field(default_factory=dict)
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    schedule: Schedule = field(default_factory=Schedule)
+    protocol: Protocol = field(default_factory=Protocol)
+
+    def __post_init__(self) -> None:
+        current, past = self.rows
+        if current < 1 or past < 1:
+            raise SpecError(f"rows {current}:{past}: a mixed batch needs rows of both kinds, 48:16 say")
+        if self.protocol.epoch == "cycle" and current % past:
+            raise SpecError(
+                f"rows {current}:{past}: the released protocol knows whole ratios only, and {past} does not divide "
+                f"{current}; take rows such as 48:16, or leave protocol.epoch at passes"
+            )
+        if self.tasks < 1 or (self.classes is not None and self.tasks > self.classes):
+            raise SpecError(f"{self.classes} classes can't be split into {self.tasks} tasks")
+        if self.classes is not None and self.memory < self.classes:
+            raise SpecError(f"a memory of {self.memory} can't hold one exemplar of each of {self.classes} classes")
+        if self.train_per_class is not None and self.train_per_class < 1:
+            raise SpecError(f"train_per_class must be at least 1, not {self.train_per_class}")
+
+    @property
+    def key(self) -> str:
+        """Twelve hexadecimal digits that two specs share only if they ask for the same numbers."""
+        text = json.dumps({**to_mapping(self), "preset": ""}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """registry.yaml, read: values by preset, and what a paper's method changes with it."""
+
+    presets: Mapping[str, Options]
+    methods: Mapping[str, Mapping[str, Options]]
+
+
+def read_settings(path: Path | None = None) -> Settings:
+    """Reads registry.yaml, the shipped one by default; presets that extend another are completed.
+
+    Raises:
+        SpecError: it is no YAML, or has other than the known sections.
+    """
+    packaged = files("cilnorm") / "registry.yaml"
+    beside = Path(__file__).resolve().parent.parent / "registry.yaml"  # where an editable install has it
+    source = path or (packaged if packaged.is_file() else beside)
+    content = _yaml(source.read_text(encoding="utf-8"), str(path or "registry.yaml"))
+    _known("section of registry.yaml", content, ("presets", "methods"))
+    presets: dict[str, Options] = {}
+    for name, values in content.get("presets", {}).items():
+        base = presets[values["extends"]] if "extends" in values else {}
+        presets[name] = _merged(base, {key: value for key, value in values.items() if key != "extends"})
+    return Settings(presets, content.get("methods", {}))
+
+
+def _merged(base: Options, over: Options) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        nested = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merged(merged[key], value) if nested else value
+    return merged
+
+
+def _yaml(text: str, where: str) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise SpecError(f"{where}: no YAML that can be read: {str(error).splitlines()[0]}") from error
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise SpecError(f"{where}: expected names with values, found {type(content).__name__}")
+    return content
+
+
+def _known(kind: str, asked: Iterable[str], known: Iterable[str]) -> None:
+    known = list(known)
+    for key in asked:
+        if key not in known:
+            raise SpecError(nearest(kind, key, known))
+
+
+def resolve(
+    preset: str = "quick", registry: Registry | None = None, settings: Settings | None = None, **asked: Any
+) -> Spec:
+    """The spec of a preset with values of one's own.
+
+    Args:
+        preset: a name in registry.yaml.
+        asked: fields of ``Spec``, or hyperparameters by dotted or bare name: ``norm="tbbn"``, ``epochs=2``,
+            ``**{"schedule.momentum": 0.9}``, ``less_forget=8``. ``protocol="released"`` takes the whole set.
+
+    Raises:
+        SpecError: an unknown or ambiguous name, or a value that does not fit.
+    """
+    from cilnorm import registry as registries
+
+    registry = registry or registries.load()
+    settings = settings or read_settings()
+    _known("preset", [preset], settings.presets)
+    values = {key: value for key, value in settings.presets[preset].items() if key != "about"}
+    return from_mapping({**values, "preset": preset}, registry, settings, asked)
+
+
+def read_spec(path: Path, registry: Registry, **asked: Any) -> Spec:
+    """A spec from a file that ``to_yaml`` wrote, with values of one's own over it.
+
+    Raises:
+        SpecError: as ``resolve``; also if the file is missing or is no YAML.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError(f"{path}: {getattr(error, 'strerror', None) or 'no text'}") from error
+    return from_mapping(_yaml(text, str(path)), registry, None, asked)
+
+
+def from_mapping(values: Options, registry: Registry, settings: Settings | None, asked: Options) -> Spec:
+    """Builds a checked spec: ``values`` of a preset or file, then registry.yaml's for the method, then ``asked``.
+
+    Raises:
+        SpecError: as ``resolve``.
+    """
+    _known("field of a spec", values, [f.name for f in fields(Spec)])
+    asked = {key: value for key, value in asked.items() if value is not None}
+    names = {part: asked.get(part, values.get(part)) for part in PARTS}
+    records = {part: _record(registry, part, name) for part, name in names.items()}
+    space = _space(records)
+    flat = _flatten(values, space, records["method"])
+    if settings:
+        own = settings.methods.get(records["method"].name, {}).get(str(values.get("preset")), {})
+        flat |= {_address(key, space, "method."): value for key, value in own.items()}
+    wanted = {key: value for key, value in asked.items() if key not in PARTS}
+    if isinstance(wanted.get("protocol"), str):
+        flat |= _protocol(wanted.pop("protocol"), records["method"])
+    wanted = {_address(key, space): value for key, value in wanted.items()}
+    if "schedule.epochs" in wanted and "schedule.milestones" not in wanted:
+        wanted |= _scaled_milestones(flat, wanted["schedule.epochs"])
+    flat |= wanted
+    return _build({key: _coerced(value, space[key], key) for key, value in flat.items()}, records)
+
+
+def _record(registry: Registry, part: str, name: object) -> Record:
+    shelf: Shelf[Record] = {shelf.kind: shelf for shelf in registry.shelves}[part]
+    if not isinstance(name, str):
+        raise SpecError(f"{part}: expected a name, found {name!r}")
+    try:
+        return shelf[name]
+    except UnknownName as error:
+        raise SpecError(str(error)) from None
+
+
+def _space(records: Mapping[str, Record]) -> dict[str, Any]:
+    """Every key that these records admit, dotted, with its type."""
+    hints = typing.get_type_hints(Spec)
+    nested = {*SECTIONS, *PARTS, *(f"{part}_options" for part in PARTS)}
+    space = {key: hint for key, hint in hints.items() if key not in nested}
+    for section, made in SECTIONS.items():
+        space |= {f"{section}.{key}": hint for key, hint in typing.get_type_hints(made).items()}
+    for part, record in records.items():
+        space |= {f"{part}.{key}": hint for key, hint in _options_of(part, record).items()}
+    return space
+
+
+def _options_of(part: str, record: Record) -> dict[str, Any]:
+    """Keyword options of a record's ``build`` that are the user's to set, with their types."""
+    handed_in = {"norm": {"num_features", "device", "dtype"}, "backbone": {"norm", "signed_embedding"}}
+    skip = handed_in.get(part, {"root"} if part == "dataset" else set())
+    if dataclasses.is_dataclass(record.build):
+        hints = typing.get_type_hints(record.build)
+        return {f.name: hints[f.name] for f in fields(record.build)}
+    return {
+        name: parameter.annotation
+        for name, parameter in inspect.signature(record.build, eval_str=True).parameters.items()
+        if name not in skip and parameter.kind in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+    }
+
+
+def _flatten(values: Options, space: Mapping[str, Any], method: Record) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        section = key.removesuffix("_options")
+        if key in PARTS:
+            continue
+        if key == "protocol" and isinstance(value, str):
+            flat |= _protocol(value, method)
+        elif key in SECTIONS or section in PARTS:
+            if not isinstance(value, Mapping):
+                raise SpecError(f"{key}: expected names with values, found {value!r:.80}")
+            flat |= {_address(f"{section}.{inner}", space): given for inner, given in value.items()}
+        else:
+            flat[key] = value
+    return flat
+
+
+def _address(key: str, space: Mapping[str, Any], within: str = "") -> str:
+    """The dotted key that ``key`` means: itself, or the only one that ends in it."""
+    if within + key in space:
+        return within + key
+    found = [known for known in space if known.rpartition(".")[2] == key]
+    if len(found) > 1:
+        raise SpecError(f"{key!r} could be {' or '.join(found)}; say which")
+    if not found:
+        raise SpecError(nearest("key", key, {known.rpartition(".")[2] for known in space}))
+    return found[0]
+
+
+def _protocol(name: str, method: Record) -> dict[str, Any]:
+    """All fields of a named protocol, and with ``released`` what the method's released code does differently."""
+    _known("protocol", [name], PROTOCOLS)
+    flat = {f"protocol.{key}": value for key, value in {**dataclasses.asdict(Protocol()), **PROTOCOLS[name]}.items()}
+    if name == "released":
+        own = getattr(method.build, "released", {})
+        flat |= {key if key.startswith("protocol.") else f"method.{key}": value for key, value in own.items()}
+    return flat
+
+
+def _scaled_milestones(flat: Options, epochs: object) -> dict[str, Any]:
+    """Milestones keep their place in the schedule when only the number of epochs is changed."""
+    before, milestones = flat.get("schedule.epochs"), flat.get("schedule.milestones")
+    if not milestones or not isinstance(epochs, int) or not isinstance(before, int):
+        return {}
+    return {"schedule.milestones": [max(1, round(milestone * epochs / before)) for milestone in milestones]}
+
+
+def _build(flat: Options, records: Mapping[str, Record]) -> Spec:
+    within = {
+        section: {key.partition(".")[2]: value for key, value in flat.items() if key.startswith(f"{section}.")}
+        for section in (*SECTIONS, *PARTS)
+    }
+    try:
+        method: Method = records["method"].build(**within["method"])
+        values: dict[str, Any] = {key: value for key, value in flat.items() if "." not in key}
+        values |= {part: record.name for part, record in records.items()}
+        values |= {f"{part}_options": within[part] for part in PARTS}
+        values |= {section: made(**within[section]) for section, made in SECTIONS.items()}
+        return Spec(**{**values, "method_options": dataclasses.asdict(method)})
+    except (TypeError, ValueError) as error:
+        raise SpecError(str(error)) from error
+
+
+def _coerced(value: Any, hint: Any, key: str) -> Any:
+    """``value`` as ``hint`` wants it; YAML reads 1e-3 as text and a pair as a list.
+
+    Raises:
+        SpecError: it does not fit.
+    """
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        if not any(value == option and type(value) is type(option) for option in arguments):
+            raise SpecError(f"{key}: {value!r} is none of {', '.join(map(str, arguments))}")
+        return value
+    if origin in (typing.Union, types.UnionType):
+        return _coerced_to_any(value, arguments, key)
+    if origin is tuple:
+        return _coerced_tuple(value, arguments, key)
+    if hint is float and not isinstance(value, bool):
+        with_text = value if isinstance(value, (int, float, str)) else None
+        try:
+            number = float(with_text)  # type: ignore[arg-type]
+        except (TypeError, ValueError, OverflowError):
+            number = float("nan")
+        if number - number == 0:
+            return number
+    elif hint in (int, str, bool):
+        if type(value) is hint:
+            return value
+    else:
+        return value
+    raise SpecError(f"{key}: expected {hint.__name__}, found {value!r:.80}")
+
+
+def _coerced_to_any(value: Any, hints: tuple[Any, ...], key: str) -> Any:
+    if value is None and types.NoneType in hints:
+        return None
+    problems = []
+    for hint in (hint for hint in hints if hint is not types.NoneType):
+        try:
+            return _coerced(value, hint, key)
+        except SpecError as error:
+            problems.append(str(error))
+    raise SpecError(problems[0])
+
+
+def _coerced_tuple(value: Any, hints: tuple[Any, ...], key: str) -> tuple[Any, ...]:
+    items = value.replace(":", ",").split(",") if isinstance(value, str) else value
+    if not isinstance(items, (list, tuple)):
+        items = [items]
+    items = [int(item) if isinstance(item, str) and item.strip().lstrip("-").isdecimal() else item for item in items]
+    repeated = len(hints) == 2 and hints[1] is Ellipsis
+    if not repeated and len(items) != len(hints):
+        raise SpecError(f"{key}: expected {len(hints)} values, found {value!r:.80}")
+    return tuple(_coerced(item, hints[0] if repeated else hints[at], key) for at, item in enumerate(items))
+
+
+def to_mapping(spec: Spec) -> dict[str, Any]:
+    """The spec as plain values, which ``from_mapping`` reads back."""
+    mapping: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(spec)))
+    return mapping
+
+
+def to_yaml(spec: Spec) -> str:
+    """The spec as a file that ``cilnorm run --spec`` repeats."""
+    return yaml.safe_dump(to_mapping(spec), sort_keys=False)

@@ -1,0 +1,197 @@
+"""The embedded data set ``numerals``: the two-digit numbers 00 to 99, drawn when first asked for.
+
+A hundred classes of 32x32 colour images that need no download, so that a stream of class-incremental tasks can be seen
+to work anywhere. A light number in the font that Pillow brings along stands on a darker ground; size, slant, weight,
+place, colours, ground, scratches and noise differ from image to image, and none of them depends on the class. Numbers
+have no mirror image: augment with crops (a pad-4 crop keeps nearly all of the ink), not with flips.
+
+@@FIGURES@@
+
+The drawing uses integers, Pillow and numpy's seeded generators: equal versions give equal bytes. Another Pillow may
+draw a glyph a little differently, therefore the drawn set is kept and its digest stands in every result.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from cilnorm.hookspecs import Dataset, hookimpl
+from cilnorm.images import ImageSet
+
+from ._files import cache_folder, digest, temporary
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+CLASSES, SIDE = 100, 32
+PIXELS = 3 * SIDE * SIDE
+RECIPE = 1  # stands in the name of the kept file; to be raised whenever the drawing changes
+SCRATCHES = 2
+DIGEST_BYTES = 32
+
+# Of the 50,000 training images of seed 0, scaled to [0, 1].
+MEAN = (0.3178, 0.3178, 0.3178)
+STD = (0.2136, 0.2136, 0.2136)
+
+
+def build(
+    root: Path | None = None, *, seed: int = 0, train_per_class: int = 500, test_per_class: int = 100
+) -> ImageSet:
+    """The set, from ``<root or cache folder>/numerals`` where it was kept, drawn (about ten seconds) where it was not.
+
+    Images stand class after class. Image i of a class depends on ``seed``, the class, i and the split alone: a smaller
+    set is the beginning of every class of a larger one. A damaged file is drawn anew and a folder that cannot be
+    written is done without; ``notice`` says so.
+
+    Returns:
+        train_images (100 * train_per_class, 3, 32, 32) uint8 and test_images (100 * test_per_class, 3, 32, 32) uint8.
+
+    Raises:
+        ValueError: a count below 1, or a negative seed.
+    """
+    if min(train_per_class, test_per_class) < 1 or seed < 0:
+        raise ValueError(
+            "numerals takes at least 1 image a class and a seed of at least 0;"
+            f" asked for {train_per_class} and {test_per_class} images with seed {seed}"
+        )
+    counts = (train_per_class, test_per_class)
+    path = (root or cache_folder()) / "numerals" / f"recipe{RECIPE}-seed{seed}-{train_per_class}-{test_per_class}.raw"
+    labels = [np.repeat(np.arange(CLASSES, dtype=np.int64), count) for count in counts]
+    pixels, sha, notices = _load(path, labels)
+    if pixels is None:
+        pixels = np.concatenate(
+            [_draw(number, split, count, seed) for split, count in enumerate(counts) for number in range(CLASSES)]
+        )
+        sha = _digest(pixels, labels)
+        notices += _keep(path, pixels, sha)
+    images = torch.from_numpy(pixels).split([len(part) for part in labels])
+    return ImageSet(
+        train_images=images[0],
+        train_labels=torch.from_numpy(labels[0]),
+        test_images=images[1],
+        test_labels=torch.from_numpy(labels[1]),
+        class_names=tuple(f"{number:02d}" for number in range(CLASSES)),
+        mean=MEAN,
+        std=STD,
+        digest=sha,
+        notice="; ".join(notices),
+    )
+
+
+def _digest(pixels: np.ndarray, labels: list[np.ndarray]) -> str:
+    train = len(labels[0])
+    return digest(pixels[:train], labels[0], pixels[train:], labels[1])
+
+
+def _load(path: Path, labels: list[np.ndarray]) -> tuple[np.ndarray | None, str, list[str]]:
+    """The kept images, or None, with their digest and what there is to say about them.
+
+    The file is nothing but the pixels and, behind them, their digest: there is no header that damage could turn into
+    a demand for memory, and every flipped bit shows.
+    """
+    count = sum(map(len, labels))
+    try:
+        if path.stat().st_size == count * PIXELS + DIGEST_BYTES:
+            raw = np.fromfile(path, np.uint8)
+            pixels = raw[:-DIGEST_BYTES].reshape(count, 3, SIDE, SIDE)
+            sha = _digest(pixels, labels)
+            if raw[-DIGEST_BYTES:].tobytes() == bytes.fromhex(sha):
+                return pixels, sha, []
+    except FileNotFoundError:
+        return None, "", []
+    except (OSError, ValueError) as error:  # ValueError: cut short between the two looks at it
+        return None, "", [f"{path} could not be read ({error}); numerals was drawn anew"]
+    return None, "", [f"{path} was damaged; numerals was drawn anew"]
+
+
+def _keep(path: Path, pixels: np.ndarray, sha: str) -> list[str]:
+    """Write the file whole or not at all; two runs that do so at once write the same bytes."""
+    try:
+        with temporary(path) as part:
+            with part.open("xb") as file:
+                file.write(pixels.data)
+                file.write(bytes.fromhex(sha))
+            part.replace(path)
+    except OSError as error:
+        return [f"numerals could not be kept as {path} ({error.strerror}) and will be drawn anew next time"]
+    return []
+
+
+def _draw(number: int, split: int, count: int, seed: int) -> np.ndarray:
+    """The first ``count`` images of a class: (count, 3, 32, 32) uint8.
+
+    Every stream yields its numbers image after image, so asking for more images changes none of the first.
+    """
+    shapes, colours, grain = map(np.random.default_rng, np.random.SeedSequence((seed, split, number)).spawn(3))
+    numeral, scratches = _masks(f"{number:02d}", shapes.random((count, 7 + 4 * SCRATCHES)))
+    paint = colours.integers(0, 256, (count, 17, 1, 1), dtype=np.int32)
+    # Ink is always lighter than the ground: either way round takes too many steps to learn for a demonstration.
+    ground, far_ground, ink = paint[:, 0:3] * 130 // 255, paint[:, 3:6] * 130 // 255, 130 + paint[:, 6:9] * 125 // 255
+    scratch, slope_x, slope_y = paint[:, 9:12], paint[:, 12:13], paint[:, 13:14]
+    opacity = 64 + paint[:, 14:15] * 159 // 255
+    # Most images are plain and a few are nearly unreadable: the first make learning quick, the others leave it room.
+    noisiness, fading = 8 + _mostly_small(paint[:, 15:16]) * 100 // 255, _mostly_small(paint[:, 16:17]) * 225 // 255
+
+    ramp = np.arange(SIDE, dtype=np.int32)
+    image = _over(ground, far_ground, (slope_x * ramp + slope_y * ramp[:, None]) // (2 * SIDE - 2))
+    image = _over(image, ink, numeral * (255 - fading) // 255)
+    image = _over(image, scratch, scratches * opacity // 255)
+    image += grain.integers(-64, 64, image.shape, dtype=np.int8) * noisiness // 64
+    return image.clip(0, 255).astype(np.uint8)
+
+
+def _mostly_small(uniform: np.ndarray) -> np.ndarray:
+    """Bend 0 .. 255 so that half of the values are below an eighth of the range."""
+    return uniform**3 // 255**2
+
+
+def _over(below: np.ndarray, above: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """Lay one colour over another; alpha runs from 0 to 255."""
+    return below + (above - below) * alpha // 255
+
+
+def _masks(text: str, knobs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where the ink of the number and the scratches lie: two (N, 1, 32, 32) int32 of 0 .. 255.
+
+    A row of knobs, all in [0, 1): weight of the pen, width, height, two slants, x, y, then the ends of the scratches.
+    """
+    from PIL import Image, ImageDraw
+
+    glyphs = _glyphs(text)
+    masks = np.empty((2, len(knobs), 1, SIDE, SIDE), np.int32)
+    for row, (weight, width, height, lean, tilt, x, y, *ends) in enumerate(knobs.tolist()):
+        # PIL asks where in the glyph's image, twice as large, a pixel comes from: [xx xy; yx yy] and the centre.
+        xx, xy = 1.7 + 1.1 * width, 1.4 * (lean - 0.5)
+        yx, yy = tilt - 0.5, 1.5 + 1.1 * height
+        x, y = SIDE / 2 + 8 * (x - 0.5), SIDE / 2 + 8 * (y - 0.5)
+        mapping = (xx, xy, SIDE - xx * x - xy * y, yx, yy, SIDE - yx * x - yy * y)
+        glyph = glyphs[int(weight * len(glyphs))]
+        ink = glyph.transform((SIDE, SIDE), Image.Transform.AFFINE, mapping, Image.Resampling.BILINEAR)
+        sheet = Image.new("L", (SIDE, SIDE))
+        draw = ImageDraw.Draw(sheet)
+        for first in range(0, 4 * SCRATCHES, 4):
+            draw.line([SIDE * end for end in ends[first : first + 4]], fill=255)
+        masks[:, row, 0] = np.asarray(ink), np.asarray(sheet)
+    return masks[0], masks[1]
+
+
+def _glyphs(text: str) -> list[Image.Image]:
+    """The number in three weights, in the middle of images of twice the side."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    font = ImageFont.load_default(36)
+    glyphs = []
+    for weight in range(3):
+        glyph = Image.new("L", (2 * SIDE, 2 * SIDE))
+        ImageDraw.Draw(glyph).text((SIDE, SIDE), text, 255, font, "mm", stroke_width=weight)
+        glyphs.append(glyph)
+    return glyphs
+
+
+@hookimpl
+def cilnorm_datasets() -> list[Dataset]:
+    return [Dataset("numerals", build)]
