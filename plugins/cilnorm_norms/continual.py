@@ -4,8 +4,8 @@
 
 Pham, Liu and Hoi, "Continual Normalization: Rethinking Batch Normalization for Online Continual Learning", 2022,
 https://arxiv.org/abs/2203.16102. Running averages are those of the group-normalised signal; ε is the same in both.
-8 groups is what the TBBN paper's scripts run; the authors of CN use 32. As in the released code, ``num_batches_tracked``
-stands still.
+8 groups is what the TBBN paper's scripts run; the authors of CN use 32. As in the released code,
+``num_batches_tracked`` stands still.
 
 ``cn*`` is CN with a number of groups chosen on validation data among those that divide the channels; the TBBN paper
 names it without a definition, and its slides say only that CN's hyperparameter needs tuning. ``tbbn+cn`` puts
@@ -15,14 +15,14 @@ task-balanced batch normalisation second; it comes from no paper.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
+import torch
 from torch import Tensor
 
 from cilnorm.hookspecs import Norm, hookimpl
 from cilnorm_norms._base import BatchNormBase
 from cilnorm_norms.group import check_groups, group_norm
-from cilnorm_norms.task_balanced import TaskBalancedBatchNorm2d
+from cilnorm_norms.task_balanced import AffineGradient, SplitRule, TaskBalancedBatchNorm2d
 
 PAPER = "https://arxiv.org/abs/2203.16102"
 
@@ -30,9 +30,7 @@ PAPER = "https://arxiv.org/abs/2203.16102"
 class _AfterGroups(BatchNormBase):
     """Group normalisation in front of what the next class of the hierarchy does."""
 
-    def __init__(self, num_features: int, *args: Any, groups: int = 8, **kwargs: Any) -> None:
-        super().__init__(num_features, *args, **kwargs)
-        self.groups = check_groups(groups, num_features)
+    groups: int
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(group_norm(x, self.groups, self.eps)).to(x.dtype)
@@ -55,9 +53,61 @@ class ContinualNorm2d(_AfterGroups):
 
     counts = False
 
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        groups: int = 8,
+    ) -> None:
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype)
+        self.groups = check_groups(groups, num_features)
+
 
 class TaskBalancedContinualNorm2d(_AfterGroups, TaskBalancedBatchNorm2d):
-    """Group normalisation, then task-balanced batch normalisation; arguments of both, state of ``BatchNorm2d``."""
+    """Group normalisation, then task-balanced batch normalisation; state of ``BatchNorm2d``.
+
+    Args:
+        num_features: C.
+        eps, momentum, affine, track_running_stats, device, dtype: as for ``BatchNorm2d``; ε also of the first step.
+        groups: G.
+        splits, affine_gradient: of the second step, see ``TaskBalancedBatchNorm2d``.
+
+    Raises:
+        ValueError: groups that don't divide the channels, and whatever the second step refuses.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        groups: int = 8,
+        splits: SplitRule | int = "released",
+        affine_gradient: AffineGradient = "released",
+    ) -> None:
+        super().__init__(
+            num_features,
+            eps,
+            momentum,
+            affine,
+            track_running_stats,
+            device=device,
+            dtype=dtype,
+            splits=splits,
+            affine_gradient=affine_gradient,
+        )
+        self.groups = check_groups(groups, num_features)
 
 
 @hookimpl

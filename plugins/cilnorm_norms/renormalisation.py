@@ -8,13 +8,14 @@ https://arxiv.org/abs/1702.03275. After n batches r_max = clip(2n / 35000 + 25 /
 clip(5n / 20000 − 25 / 20, 0, 5), so that the first 5000 are plain batch normalisation.
 
 As in the released code of the TBBN paper: ε is added to the deviation, not to the variance; the deviation is averaged,
-not the variance; ε is 1e-3 and the weight of a new batch 0.01; n counts on from task to task. Departure: a plain module,
-so that it can be copied and frozen.
+not the variance; ε is 1e-3 and the weight of a new batch 0.01; n counts on from task to task. Departures: a plain
+module, so that it can be copied and frozen; it loads the state of a ``BatchNorm2d``, taking √v + ε for σ.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -79,6 +80,12 @@ class BatchRenorm2d(BatchDependent):
         for zeros in (self.bias, self.running_mean, self.num_batches_tracked):
             if zeros is not None:
                 nn.init.zeros_(zeros)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        variance = state_dict.pop(f"{prefix}running_var", None)
+        if variance is not None:
+            state_dict[f"{prefix}running_std"] = variance.sqrt() + self.eps
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training:
