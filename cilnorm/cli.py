@@ -60,6 +60,7 @@ def run_command(
         "class_order_seed": class_order_seed, "tasks": tasks, "epochs": epochs, "memory": memory, "rows": rows,
         "train_per_class": train_per_class, "protocol": protocol,
     }  # fmt: skip
+    asked = {key: value for key, value in asked.items() if value is not None}
 
     def work() -> None:
         registry = _registry(strict)
@@ -148,19 +149,14 @@ def _registry(strict: bool, quiet: bool = False) -> Registry:
 
 
 def _settings(pairs: list[str]) -> dict[str, Any]:
-    import yaml
-
-    from cilnorm.spec import SpecError
+    from cilnorm.values import SpecError, parsed
 
     settings = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or not key.strip():
             raise SpecError(f"--set takes KEY=VALUE, not {pair!r}")
-        try:
-            settings[key.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise SpecError(f"--set {pair!r}: the value can't be read") from error
+        settings[key.strip()] = parsed(value, f"--set {pair!r}")
     return settings
 
 

@@ -50,6 +50,9 @@ class Schedule:
             raise ValueError(f"epochs must be at least 1, not {self.epochs}")
         if self.lr <= 0:
             raise ValueError(f"lr must be above 0, not {self.lr}")
+        for name in ("momentum", "weight_decay", "gamma", "clip"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} can't be negative: {getattr(self, name)}")
 
     def rate(self, epoch: int) -> float:
         """Learning rate of an epoch, counted from 0."""

@@ -211,15 +211,16 @@ def plan_epoch(
     Raises:
         ValueError: the epoch would hold no full batch.
     """
+    images = [len(part.pool) for part in parts]
+    indices = draws = torch.empty(0, composition.rows, dtype=torch.long)
     if protocol.epoch == "cycle":
         indices, draws = _cycle(parts, protocol.drop_last, seed, (*position, epoch))
-    else:
+    elif all(images):
         steps = -(-len(parts[0].pool) // parts[0].rows)
         columns = [_endless(part, epoch * steps, steps, seed, position) for part in parts]
         indices = torch.cat(columns, dim=1)
         draws = torch.arange(indices.numel()).view_as(indices)
     if not len(indices):
-        images = [len(part.pool) for part in parts]
         raise ValueError(f"no batch of {composition.rows} rows can be filled from {images} images")
     return Plan(indices, draws, composition)
 
