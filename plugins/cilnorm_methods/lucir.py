@@ -3,7 +3,7 @@
     L = CE(σ cos(f, w)) + λ √(old / new) (1 − cos(f, f_old)) + Σ_k max(0, m − cos(f, w_true) + cos(f, w_new(k)))
 
 Hou et al., "Learning a Unified Classifier Incrementally via Rebalancing", CVPR 2019, section 3.5,
-https://openaccess.thecvf.com/content_CVPR_2019/html/Hou_Learning_a_Unified_Classifier_Incrementally_via_Rebalancing_CVPR_2019_paper.html.
+https://doi.org/10.1109/CVPR.2019.00092.
 The ranking term is averaged over k, as in the released code of both the authors and FACIL. Followed from the authors'
 code beyond the paper: the weights of new classes are imprinted, and old ones stand still. ``released`` is the TBBN
 experiments' version, which stems from FACIL: no imprinting, and current rows drawn from current and memory images.
@@ -80,5 +80,4 @@ class LUCIR(Method):
 
 @hookspecs.hookimpl
 def cilnorm_methods() -> list[hookspecs.Method]:
-    paper = "https://openaccess.thecvf.com/content_CVPR_2019/html/Hou_Learning_a_Unified_Classifier_Incrementally_via_Rebalancing_CVPR_2019_paper.html"
-    return [hookspecs.Method("lucir", LUCIR, paper, ("ucir",))]
+    return [hookspecs.Method("lucir", LUCIR, "https://doi.org/10.1109/CVPR.2019.00092", ("ucir",))]
