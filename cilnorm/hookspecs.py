@@ -7,8 +7,8 @@ hooks below; nothing is registered by importing it. A module may declare ``api_v
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import pluggy
@@ -47,9 +47,12 @@ class Norm(Record):
 
     Attributes:
         composition_aware: whether the layer's modules are ``CompositionAware``.
+        tune: options of ``build`` that are to be chosen on validation data, with the values to try in order of size.
+            A value that ``build`` refuses for a layer's width (ValueError) is no candidate for that network.
     """
 
     composition_aware: bool = False
+    tune: Mapping[str, tuple[Any, ...]] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)

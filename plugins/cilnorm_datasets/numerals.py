@@ -5,6 +5,11 @@ to work anywhere. A light number in the font that Pillow brings along stands on 
 place, colours, ground, scratches and noise differ from image to image, and none of them depends on the class. Numbers
 have no mirror image: augment with crops (a pad-4 crop keeps 99.7 % of the ink), not with flips.
 
+Measured: all classes trained jointly on the 50,000 images, a ResNet-8 (16, 32, 64 channels) reaches 90.8 % of the
+10,000 test images after 2 epochs (SGD with momentum 0.9, batches of 128, one rate cycle up to 0.1, pad-4 crops). In 90
+steps of 64 rows, ten classes with 100 images each, the same network reaches 26 % and 45 % in two
+such tasks; chance is 10 %.
+
 The same seed gives the same bytes: Pillow 10.1.0 with FreeType 2.13.2 and Pillow 13.0.0 with FreeType 2.14.3 agree.
 Should another version draw a glyph differently, the set's digest tells.
 """

@@ -3,20 +3,22 @@
 With a_s = γ / √(v_s + ε) and b_s = β − a_s μ_s, a current row of split s is a_s x + b_s, and a past row, the mean of
 its S normalised copies, is mean_s(a_s) x + mean_s(b_s). So one pass over the input yields the moments, a second one
 the output, and the gradients need two passes likewise. What lies between is algebra on (S, C) numbers, in this file.
+
+Rows of a split may lie on several ranks. Then a rank's lanes are finer than the splits where they must be.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from cilnorm_norms import _task_balanced_native, _task_balanced_torch
-from cilnorm_norms._task_balanced_torch import Pair
+from cilnorm_norms import _passes
+from cilnorm_norms._base import Ranks
+from cilnorm_norms._passes_torch import Pair
 
 
 @dataclass(frozen=True)
@@ -24,9 +26,9 @@ class Plan:
     """A composition reduced to what the layer computes with.
 
     Attributes:
-        rows: rows of the batch.
+        rows: rows of the batch that this process holds.
         current: leading rows that are split; the others are past rows and belong to every split.
-        splits: S, groups of current rows; row j is in group j mod S.
+        splits: S, groups of current rows; row j of those of all ranks, in order, is in group j mod S.
         weight: what a current row weighs in the statistics where a past row weighs 1.
         past_gain: what a past row weighs in the gradients of γ and β where a current row weighs 1.
     """
@@ -37,10 +39,20 @@ class Plan:
     weight: float = 1.0
     past_gain: float = 1.0
 
+    def lanes(self, ranks: Ranks | None) -> int:
+        """Groups in which this process can look at its current rows such that none is in two splits."""
+        return self.splits if not ranks or self.current % self.splits == 0 else self.current
+
+    def split_of_lane(self, ranks: Ranks | None, device: torch.device) -> Tensor | None:
+        """The split of each lane; None where lanes are splits."""
+        if ranks is None or self.current % self.splits == 0:
+            return None
+        return (torch.arange(self.current, device=device) + ranks.index * self.current) % self.splits
+
 
 @dataclass(frozen=True)
 class Moments:
-    """Statistics of every split: mean and biased variance (S, C), and the weighted number n of values behind each."""
+    """Mean and biased variance (S, C) of every split, and the weighted number n of values behind each."""
 
     mean: Tensor
     var: Tensor
@@ -48,24 +60,31 @@ class Moments:
 
 
 class TaskBalancedFunction(torch.autograd.Function):
-    """``apply(x, γ, β, ε, plan) -> y, mean_s μ_s, mean_s v_s · n / (n − 1)``; the last two carry no gradient."""
+    """``apply(x, γ, β, ε, plan, ranks) -> y, mean_s μ_s, mean_s v_s · n / (n − 1)``; the last two carry no gradient."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, plan: Plan
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, plan: Plan, ranks: Ranks | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        passes = choose_passes(x)
-        mean, var = passes.moments(x, plan.current, plan.splits)
-        split = combine(mean, var, plan, x.shape[2] * x.shape[3])
+        passes, area = _passes.choose(x), x.shape[2] * x.shape[3]
+        mean, var = passes.moments(x, plan.current, plan.lanes(ranks))
+        if ranks:
+            mean, var = pool(mean, var, plan, ranks)
+        split = combine(mean, var, plan, area, ranks.size if ranks else 1)
         inverse = torch.rsqrt(split.var + eps)
         scale = inverse if weight is None else inverse * weight
-        shift = torch.zeros_like(scale) if bias is None else bias.expand_as(scale)
-        past_scale = scale.mean(0)
+        shift = torch.zeros_like(scale) if bias is None else bias.to(scale.dtype).expand_as(scale)
         past_shift = (shift + scale * (mean.past - split.mean)).mean(0)
-        centre = Pair(split.mean, mean.past)
-        y = passes.affine(x, plan.current, centre, Pair(scale, past_scale), Pair(shift, past_shift))
+        split_of_lane = plan.split_of_lane(ranks, x.device)
+        y = passes.affine(
+            x,
+            plan.current,
+            Pair(spread(split.mean, split_of_lane), mean.past),
+            Pair(spread(scale, split_of_lane), scale.mean(0)),
+            Pair(spread(shift, split_of_lane), past_shift),
+        )
         ctx.save_for_backward(x, weight, bias, split.mean, mean.past, inverse)
-        ctx.plan, ctx.count = plan, split.count
+        ctx.plan, ctx.ranks, ctx.count = plan, ranks, split.count
         running = split.mean.mean(0), split.var.mean(0) * (split.count / max(split.count - 1, 1))
         ctx.mark_non_differentiable(*running)
         return y, *running
@@ -73,34 +92,41 @@ class TaskBalancedFunction(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, bias, split_mean, past_mean, inverse = ctx.saved_tensors
+        x, weight, bias, mean, past_mean, inverse = ctx.saved_tensors
         plan: Plan = ctx.plan
-        passes, g = choose_passes(x), g.contiguous(memory_format=memory_format(x))
-        centre = Pair(split_mean, past_mean)
+        ranks: Ranks | None = ctx.ranks
+        passes, g = _passes.choose(x), _passes.like(g, x)
+        split_of_lane = plan.split_of_lane(ranks, x.device)
+        centre = Pair(spread(mean, split_of_lane), past_mean)
         total, dot = passes.sums(g, x, plan.current, centre)
-        past_dot = dot.past + (past_mean - split_mean) * total.past  # Σ_past g (x − μ_s), (S, C)
+        own, own_dot = fold(total.lanes, split_of_lane, plan.splits), fold(dot.lanes, split_of_lane, plan.splits)
+        past = total.past.expand_as(own)
+        past_dot = dot.past + (past_mean - mean) * past  # Σ_past g (x − μ_s)
         dweight = dbias = dx = None
         if weight is not None and ctx.needs_input_grad[1]:
-            dweight = (inverse * (dot.lanes + plan.past_gain / plan.splits * past_dot)).sum(0).to(weight.dtype)
+            dweight = (inverse * (own_dot + plan.past_gain / plan.splits * past_dot)).sum(0).to(weight.dtype)
         if bias is not None and ctx.needs_input_grad[2]:
-            dbias = (total.lanes.sum(0) + plan.past_gain * total.past).to(bias.dtype)
+            dbias = (own + plan.past_gain / plan.splits * past).sum(0).to(bias.dtype)
         if ctx.needs_input_grad[0]:
+            sums = torch.stack([own + past / plan.splits, own_dot + past_dot / plan.splits])  # G_s, K_s
+            pull, slope = (ranks.sum(sums) if ranks else sums) / ctx.count
             scale = inverse if weight is None else inverse * weight
-            pull = scale * (total.lanes + total.past / plan.splits) / ctx.count  # a_s G_s / n
-            slope = scale * inverse.square() * (dot.lanes + past_dot / plan.splits) / ctx.count  # a_s i_s² K_s / n
-            of_x = Pair(-plan.weight * slope, -slope.sum(0))
-            shift = Pair(-plan.weight * pull, -(pull + slope * (past_mean - split_mean)).sum(0))
-            dx = passes.gradient(g, x, plan.current, centre, Pair(scale, scale.mean(0)), of_x, shift)
-        return dx, dweight, dbias, None, None
+            pull, slope = scale * pull, scale * inverse.square() * slope
+            of_g = Pair(spread(scale, split_of_lane), scale.mean(0))
+            of_x = Pair(spread(-plan.weight * slope, split_of_lane), -slope.sum(0))
+            past_shift = -(pull + slope * (past_mean - mean)).sum(0)
+            shift = Pair(spread(-plan.weight * pull, split_of_lane), past_shift)
+            dx = passes.gradient(g, x, plan.current, centre, of_g, of_x, shift)
+        return dx, dweight, dbias, None, None, None
 
 
-def combine(mean: Pair, var: Pair, plan: Plan, area: int) -> Moments:
+def combine(mean: Pair, var: Pair, plan: Plan, area: int, ranks: int = 1) -> Moments:
     """Moments of the union of a split's own rows and all past rows, by Chan's formula.
 
     E[x²] − μ² would be shorter, and is negative in float32 once |μ| is a thousand deviations.
     """
-    own = plan.weight * (plan.current // plan.splits) * area
-    shared = float((plan.rows - plan.current) * area)
+    own = plan.weight * (ranks * plan.current // plan.splits) * area
+    shared = float(ranks * (plan.rows - plan.current) * area)
     count = own + shared
     gap = mean.lanes - mean.past
     return Moments(
@@ -110,14 +136,27 @@ def combine(mean: Pair, var: Pair, plan: Plan, area: int) -> Moments:
     )
 
 
-def choose_passes(x: Tensor) -> ModuleType:
-    """Where the four passes over ``x`` are done best."""
-    if not torch.compiler.is_compiling() and _task_balanced_native.suits(x):
-        return _task_balanced_native
-    return _task_balanced_torch
+def pool(mean: Pair, var: Pair, plan: Plan, ranks: Ranks) -> tuple[Pair, Pair]:
+    """Moments of the splits and of the past rows over all ranks; every lane has as many values as any other."""
+    means = ranks.gather(torch.cat([mean.lanes, mean.past[None]]))
+    variances = ranks.gather(torch.cat([var.lanes, var.past[None]]))
+    # Lanes in the order of ranks take turns in the splits, whether a rank's lanes are splits or rows.
+    lane_means = means[:, :-1].reshape(-1, plan.splits, means.shape[-1])
+    lane_variances = variances[:, :-1].reshape(lane_means.shape)
+    pooled = Pair(lane_means.mean(0), means[:, -1].mean(0))
+    return pooled, Pair(
+        (lane_variances + (lane_means - pooled.lanes).square()).mean(0),
+        (variances[:, -1] + (means[:, -1] - pooled.past).square()).mean(0),
+    )
 
 
-def memory_format(x: Tensor) -> torch.memory_format:
-    """The layout of ``x``, which its gradient should have as well."""
-    channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    return torch.channels_last if channels_last else torch.contiguous_format
+def spread(value: Tensor, split_of_lane: Tensor | None) -> Tensor:
+    """The value of every lane (L, C) from that of every split (S, C)."""
+    return value if split_of_lane is None else value[split_of_lane]
+
+
+def fold(value: Tensor, split_of_lane: Tensor | None, splits: int) -> Tensor:
+    """The sum over each split's lanes: (L, C) to (S, C)."""
+    if split_of_lane is None:
+        return value
+    return value.new_zeros(splits, value.shape[1]).index_add_(0, split_of_lane, value)

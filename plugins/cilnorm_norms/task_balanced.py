@@ -19,17 +19,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _NormBase
 
 from cilnorm.batch import Composition, CompositionAware
 from cilnorm.hookspecs import Norm, hookimpl
+from cilnorm_norms._base import BatchNormBase
 from cilnorm_norms._task_balanced_function import Plan, TaskBalancedFunction
-from cilnorm_norms._task_balanced_torch import statistics_dtype
 
 SplitRule = Literal["released", "divisor", "exact"]
 AffineGradient = Literal["released", "balanced"]
@@ -61,9 +59,7 @@ def feasible_splits(composition: Composition, rule: SplitRule | int) -> int:
     return max((d for d in range(1, pool + 1) if pool % d == 0 and d * past <= task * current), default=1)
 
 
-# A _NormBase rather than a BatchNorm2d: the buffers and the state are the same, but convert_sync_batchnorm and its like
-# replace every BatchNorm2d they meet by a layer that balances nothing.
-class TaskBalancedBatchNorm2d(_NormBase, CompositionAware):
+class TaskBalancedBatchNorm2d(BatchNormBase, CompositionAware):
     """Task-balanced batch normalisation of (N, C, H, W), https://arxiv.org/abs/2201.12559.
 
     In training the layer must have been told what the batch is made of (``cilnorm.batch.set_composition``). Its state
@@ -113,27 +109,27 @@ class TaskBalancedBatchNorm2d(_NormBase, CompositionAware):
         self.plan = Plan(rows, rows)
         if not (current and past):
             return
-        splits = feasible_splits(composition, self.splits)
+        ranks = self.ranks()
+        size = ranks.size if ranks else 1
+        splits = feasible_splits(Composition(size * current, size * past, composition.task), self.splits)
         ratio = composition.task * current / past
         weight = 1 / ratio if self.splits == "exact" else 1.0
         if splits > 1 or weight != 1:
             gain = ratio if self.splits == "exact" else float(splits)
             self.plan = Plan(rows, current, splits, weight, gain if self.affine_gradient == "balanced" else 1.0)
 
+    def synchronise(self, process_group: Any = None) -> None:
+        super().synchronise(process_group)
+        self.plan = None  # the number of splits is that of the rows of all ranks, so it must be told again
+
     def forward(self, x: Tensor) -> Tensor:
-        if x.dim() != 4:
-            raise ValueError(f"expected an input (N, C, H, W), got one of {x.dim()} dimensions")
-        if not self.training:
-            by_batch = self.running_mean is None
-            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, by_batch, 0.0, self.eps)
+        if not self.training or x.dim() != 4:
+            return self.batch_norm(x)
         plan = self._plan_for(x)
         if plan.current == plan.rows:
-            mean, var = x.new_zeros(2, self.num_features, dtype=statistics_dtype(x))
-            # A momentum of 1 leaves the batch's own mean and unbiased variance in the two.
-            y = F.batch_norm(x, mean, var, self.weight, self.bias, True, 1.0, self.eps)
-        else:
-            y, mean, var = TaskBalancedFunction.apply(x, self.weight, self.bias, self.eps, plan)
-        self._track(mean, var)
+            return self.batch_norm(x)
+        y, mean, var = TaskBalancedFunction.apply(x, self.weight, self.bias, self.eps, plan, self.ranks())
+        self.track(mean, var)
         return y
 
     def _plan_for(self, x: Tensor) -> Plan:
@@ -142,17 +138,6 @@ class TaskBalancedBatchNorm2d(_NormBase, CompositionAware):
         if self.plan.rows != x.shape[0]:
             raise ValueError(f"told of a batch of {self.plan.rows} rows, given one of {x.shape[0]}")
         return self.plan
-
-    @torch.no_grad()
-    def _track(self, mean: Tensor, var: Tensor) -> None:
-        """Moves the running averages towards a batch's mean and unbiased variance (C,)."""
-        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
-            return
-        self.num_batches_tracked.add_(1)
-        dtype = self.running_mean.dtype
-        momentum = self.num_batches_tracked.to(dtype).reciprocal() if self.momentum is None else self.momentum
-        self.running_mean.lerp_(mean.to(dtype), momentum)
-        self.running_var.lerp_(var.to(dtype), momentum)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, splits={self.splits}, affine_gradient={self.affine_gradient}"

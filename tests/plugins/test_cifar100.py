@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cilnorm.data import DatasetError
+from cilnorm.images import DatasetError
 from cilnorm_datasets import _files, cifar100
 
 PER_CLASS = {"train": 2, "test": 1}  # in place of 500 and 100

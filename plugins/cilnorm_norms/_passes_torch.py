@@ -1,7 +1,7 @@
-"""The four passes of task-balanced normalisation in plain torch, for any device, layout and compiler.
+"""The four passes over a tensor that the layers here are made of, in plain torch: any device, layout and compiler.
 
-Shapes: x, g (N, C, H, W) with ``current`` leading rows; row j of them belongs to lane j mod L. ``of_lanes`` values are
-(L, C), ``of_past`` values (C,). Everything but x and g is in the precision of the statistics.
+Shapes: x, g (N, C, H, W) with ``current`` leading rows; row j of them belongs to lane j mod L. values of lanes are
+(L, C), those of past rows (C,). Everything but x and g is in the precision of the statistics.
 """
 
 from __future__ import annotations

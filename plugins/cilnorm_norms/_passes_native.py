@@ -1,8 +1,8 @@
-"""The four passes of task-balanced normalisation on torch's own batch-norm kernels, for contiguous tensors on the CPU.
+"""The four passes over a tensor on torch's own batch-norm kernels, for contiguous tensors on the CPU.
 
 Current rows (N_c, C, H, W) viewed as (N_c / L, L · C, H, W) are what batch norm knows: a channel a lane. Its statistics
 kernel yields the moments, its inference mode an affine map a channel, and the backward of that mode the two sums.
-They read the input where it lies; the elementwise form in ``_task_balanced_torch`` needs five times as long.
+They read the input where it lies; the elementwise form in ``_passes_torch`` needs five times as long.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from cilnorm_norms._task_balanced_torch import Pair
+from cilnorm_norms._passes_torch import Pair
 
 aten = torch.ops.aten
 

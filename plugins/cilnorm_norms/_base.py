@@ -1,0 +1,136 @@
+"""What batch-dependent layers share: plain batch normalisation, its averages, ranks, and being run twice."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _NormBase
+
+from cilnorm_norms import _passes
+
+
+def recomputing() -> bool:
+    """Whether this forward pass repeats an earlier one because activation checkpointing threw its results away.
+
+    Averages must not move a second time then. Such a pass runs inside a backward pass, and torch numbers those.
+    """
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The processes whose rows make up one batch; each holds the same number of rows."""
+
+    group: Any
+    index: int
+    size: int
+
+    def gather(self, value: Tensor) -> Tensor:
+        """The values of all ranks, (ranks, ...); carries no gradient."""
+        out = [torch.empty_like(value) for _ in range(self.size)]
+        distributed.all_gather(out, value.contiguous(), group=self.group)
+        return torch.stack(out)
+
+    def sum(self, value: Tensor) -> Tensor:
+        """The sum over ranks; its gradient is the sum of the ranks' gradients."""
+        return _SumOverRanks.apply(value, self.group)
+
+    def pool(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and biased variance over all ranks of what each has as many values of."""
+        everywhere = self.sum(mean) / self.size
+        return everywhere, self.sum(var + (mean - everywhere).square()) / self.size
+
+
+class _SumOverRanks(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, group: Any) -> Tensor:
+        ctx.group = group
+        value = value.contiguous().clone()
+        distributed.all_reduce(value, group=group)
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
+        return _SumOverRanks.apply(g, ctx.group), None
+
+
+class BatchDependent(nn.Module):
+    """A layer whose output depends on the whole batch, wherever its rows lie."""
+
+    synchronised: bool = False
+    process_group: Any = None
+
+    def synchronise(self, process_group: Any = None) -> None:
+        """From now on, in training, the batch is what all processes of the group hold together (None: all there are).
+
+        Every process must hold the same number of rows, and be told the composition of its own.
+        """
+        self.synchronised, self.process_group = True, process_group
+
+    def ranks(self) -> Ranks | None:
+        """The processes to share statistics with; None where this one is alone."""
+        if not (self.synchronised and distributed.is_available() and distributed.is_initialized()):
+            return None
+        group = self.process_group
+        size = distributed.get_world_size(group)
+        return Ranks(group, distributed.get_rank(group), size) if size > 1 else None
+
+
+class BatchNormBase(BatchDependent, _NormBase):
+    """Batch normalisation of (N, C, H, W) with the parameters, buffers and state of ``BatchNorm2d``.
+
+    It is no ``BatchNorm2d`` itself, because ``convert_sync_batchnorm`` and its like replace every one that they meet by
+    a layer that lacks whatever a subclass adds.
+    """
+
+    counts: bool = True  # batches, in num_batches_tracked; a cumulative average (momentum None) always does
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.batch_norm(x)
+
+    def batch_norm(self, x: Tensor) -> Tensor:
+        """What ``BatchNorm2d`` does, over all ranks if synchronised, its averages left alone in a repeated pass."""
+        if x.dim() != 4:
+            raise ValueError(f"expected an input (N, C, H, W), got one of {x.dim()} dimensions")
+        mean, var, ranks = self.running_mean, self.running_var, self.ranks()
+        if not self.training:
+            return F.batch_norm(x, mean, var, self.weight, self.bias, mean is None, 0.0, self.eps)
+        if ranks:
+            return self._across(ranks, x)
+        if mean is None or recomputing():
+            return F.batch_norm(x, None, None, self.weight, self.bias, True, 0.0, self.eps)
+        if self.momentum is None:
+            # A momentum of 1 leaves the batch's own mean and unbiased variance behind.
+            mean, var = torch.zeros_like(mean), torch.ones_like(mean)
+            y = F.batch_norm(x, mean, var, self.weight, self.bias, True, 1.0, self.eps)
+            self.track(mean, var)
+            return y
+        if self.num_batches_tracked is not None and self.counts:
+            self.num_batches_tracked.add_(1)
+        return F.batch_norm(x, mean, var, self.weight, self.bias, True, self.momentum, self.eps)
+
+    def _across(self, ranks: Ranks, x: Tensor) -> Tensor:
+        mean, var = ranks.pool(*_passes.moments(x))
+        count = x.numel() // self.num_features * ranks.size
+        scale = torch.rsqrt(var + self.eps)
+        if self.weight is not None:
+            scale = scale * self.weight
+        shift = torch.zeros_like(scale) if self.bias is None else self.bias.to(scale.dtype)[None]
+        self.track(mean[0], var[0] * (count / (count - 1)))
+        return _passes.affine(x, mean, scale, shift)
+
+    @torch.no_grad()
+    def track(self, mean: Tensor, var: Tensor) -> None:
+        """Moves the averages towards a batch's mean and unbiased variance (C,), unless this pass repeats another."""
+        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None or recomputing():
+            return
+        if self.counts or self.momentum is None:
+            self.num_batches_tracked.add_(1)
+        dtype = self.running_mean.dtype
+        momentum = self.num_batches_tracked.to(dtype).reciprocal() if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean.to(dtype), momentum)
+        self.running_var.lerp_(var.to(dtype), momentum)

@@ -1,0 +1,118 @@
+"""Every other layer of the shelf against the released one's own numbers, and against what its docstring says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cilnorm.batch import Composition
+from cilnorm_norms.batch import BatchNorm2d
+from cilnorm_norms.continual import ContinualNorm2d, TaskBalancedContinualNorm2d
+from cilnorm_norms.group import GroupNorm2d
+from cilnorm_norms.instance import InstanceNorm2d
+from cilnorm_norms.layer import PixelLayerNorm2d
+from cilnorm_norms.renormalisation import BatchRenorm2d
+from cilnorm_norms.switchable import SwitchNorm2d
+from cilnorm_norms.task_balanced import TaskBalancedBatchNorm2d
+from tests import golden as gold
+
+PRECISIONS = [pytest.param(torch.float64, id="float64"), pytest.param(torch.float32, id="float32")]
+
+
+def build(meta: dict[str, Any]) -> nn.Module:
+    """The layer that a golden file's settings describe."""
+    channels, eps = meta["shape"][1], meta["eps"]
+    match meta["kind"]:
+        case "BatchRenorm2d":
+            return BatchRenorm2d(channels, eps, meta["momentum"])
+        case "ContinualNorm":
+            return ContinualNorm2d(channels, eps, meta["momentum"], groups=meta["num_groups"])
+        case "SwitchNorm2d":
+            return SwitchNorm2d(channels, eps, 1 - meta["momentum"])
+        case "GroupNorm2d":
+            return GroupNorm2d(channels, eps, affine=False, channels_per_group=meta["channels_per_group"])
+        case "CustomSplitBatchNorm":
+            return BatchNorm2d(channels, eps, meta["momentum"])
+    raise AssertionError(meta["kind"])
+
+
+@pytest.mark.parametrize("dtype", PRECISIONS)
+@pytest.mark.parametrize(
+    "name", [*gold.names("brn"), *gold.names("cn"), *gold.names("sn"), *gold.names("gn"), "splitbn_ns1"]
+)
+def test_equals_the_released_layer(name: str, dtype: torch.dtype) -> None:
+    golden = gold.Golden(name)
+    double = 1e-6 if name.startswith("brn") else 1e-10  # the released limits r_max and d_max are float32
+    gold.replay_all(build(golden.meta), golden, dtype, {"": double if dtype == torch.float64 else 2e-5})
+
+
+def by_group(x: Tensor, groups: int, eps: float = 1e-5) -> Tensor:
+    """One image and group at a time."""
+    y = torch.empty_like(x)
+    for image, out in zip(x, y, strict=True):
+        for part, target in zip(image.chunk(groups), out.chunk(groups), strict=True):
+            target.copy_((part - part.mean()) / (part.var(correction=0) + eps).sqrt())
+    return y
+
+
+def with_affine(layer: nn.Module, y: Tensor) -> Tensor:
+    return y * layer.weight.view(1, -1, 1, 1) + layer.bias.view(1, -1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("layer", "reference"),
+    [
+        (GroupNorm2d(6, groups=3), lambda x: by_group(x, 3)),
+        (GroupNorm2d(6, channels_per_group=3), lambda x: by_group(x, 2)),
+        (GroupNorm2d(6, channels_per_group=16), lambda x: by_group(x, 1)),
+        (InstanceNorm2d(6), lambda x: by_group(x, 6)),
+        (PixelLayerNorm2d(6), lambda x: (x - x.mean(1, True)) / (x.var(1, correction=0, keepdim=True) + 1e-5).sqrt()),
+    ],
+)
+def test_batch_free_layers_equal_their_equation(layer: nn.Module, reference: Callable[[Tensor], Tensor]) -> None:
+    layer.double()
+    for value in layer.parameters():
+        nn.init.uniform_(value, 0.5, 1.5)
+    x = torch.randn(4, 6, 3, 2, dtype=torch.float64)
+    torch.testing.assert_close(layer(x), with_affine(layer, reference(x)))
+    torch.testing.assert_close(layer.eval()(x), with_affine(layer, reference(x)))
+
+
+def test_groups_first_then_task_balanced() -> None:
+    composition, x = Composition(12, 4, 2), torch.randn(16, 8, 3, 3, dtype=torch.float64)
+    both, second = TaskBalancedContinualNorm2d(8, groups=4).double(), TaskBalancedBatchNorm2d(8).double()
+    both.compose(composition)
+    second.compose(composition)
+    torch.testing.assert_close(both(x), second(F.group_norm(x, 4)))
+    torch.testing.assert_close(both.running_var, second.running_var)
+
+
+@pytest.mark.parametrize("layer", [GroupNorm2d, ContinualNorm2d, TaskBalancedContinualNorm2d])
+def test_groups_that_do_not_fit_are_refused(layer: type[nn.Module]) -> None:
+    with pytest.raises(ValueError, match="12 channels can't be cut into 8 groups"):
+        layer(12, groups=8)
+
+
+def test_channels_per_group_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match="24 channels can't be cut into groups of 16"):
+        GroupNorm2d(24, channels_per_group=16)
+
+
+def test_renormalisation_without_averages_is_refused() -> None:
+    with pytest.raises(ValueError, match="track_running_stats"):
+        BatchRenorm2d(3, track_running_stats=False)
+
+
+def test_renormalisation_of_a_constant_channel_has_gradients() -> None:
+    x = torch.ones(4, 2, 2, 2, requires_grad=True)
+    BatchRenorm2d(2)(x).square().sum().backward()
+    assert torch.isfinite(x.grad).all()
+
+
+def test_switchable_of_one_pixel_is_finite() -> None:
+    assert torch.isfinite(SwitchNorm2d(3)(torch.randn(4, 3, 1, 1))).all()
