@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +22,7 @@ from cilnorm.engine import Engine, NonFiniteLoss, embed, held_out_loss, predict
 from cilnorm.folder import RunFolder
 from cilnorm.memory import Memory, per_class
 from cilnorm.method import Phase
-from cilnorm.protocol import Part, Plan, Protocol, plan_epoch
+from cilnorm.protocol import NoBatch, Part, Plan, Protocol, plan_epoch
 from cilnorm.registry import Registry
 from cilnorm.spec import Spec, read_spec
 from cilnorm.streams import generator, initial_weights
@@ -114,10 +116,10 @@ def _learn(
     """The run itself: tasks, phases, epochs, batches."""
     net, method, stream = parts.net, parts.method, parts.stream
     tell = _Teller(folder, watch, state.seconds)
-    folder.write_environment(registry, parts.device, parts.images.digest)
-    folder.write_summary("running", state.matrix)
-    tell("run", folder=str(folder.path), tasks=len(stream.tasks), notice=parts.images.notice, **_names(spec))
     try:
+        folder.write_environment(registry, parts.device, parts.images.digest)
+        folder.write_summary("running", state.matrix)
+        tell("run", folder=str(folder.path), tasks=len(stream.tasks), notice=parts.images.notice, **_names(spec))
         for task in stream.tasks[state.task :]:
             tell("task", task=task.index + 1, classes=task.new, seen=task.seen, memory=len(state.memory))
             if not state.midway:
@@ -156,15 +158,23 @@ def _learn(
             folder.write_summary("running", state.matrix)
             write_checkpoint(folder.checkpoint, spec.key, state, net, None)
     except (Exception, KeyboardInterrupt) as error:
-        where = f"task {state.task + 1}, epoch {state.epoch + 1}"
-        kind = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-        folder.write_summary(kind, state.matrix, where=where, reason=str(error) or type(error).__name__)
-        if isinstance(error, NonFiniteLoss):
-            raise RunStopped(f"{where}: {error}; what was done is in {folder.path}") from error
+        where = _record_stop(error, state, folder)
+        if isinstance(error, (NonFiniteLoss, NoBatch, OSError)):
+            reason = getattr(error, "strerror", None) or error
+            raise RunStopped(f"{where}: {reason}; what was done is in {folder.path}") from error
         raise
     summary = folder.write_summary("finished", state.matrix, steps=state.steps, seconds=round(tell.seconds, 2))
     tell("finished", **summary)
     return Result(folder.path, state.matrix, summary)
+
+
+def _record_stop(error: BaseException, state: State, folder: RunFolder) -> str:
+    """Says in the summary why the run stopped, if the disk still takes it; returns where."""
+    where = f"task {state.task + 1}, epoch {state.epoch + 1}"
+    kind = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+    with suppress(OSError):
+        folder.write_summary(kind, state.matrix, where=where, reason=str(error) or type(error).__name__)
+    return where
 
 
 def _names(spec: Spec) -> dict[str, Any]:
@@ -229,9 +239,10 @@ def _remembered(spec: Spec, parts: Assembly, state: State, task: Task) -> Memory
 
 
 def _whole_batches(spec: Spec, indices: Tensor) -> Tensor:
-    """The released code's loaders drop the last short batch of whatever they score."""
+    """The released code's loaders drop the last short batch of whatever they score; where that is all, it is kept."""
     rows = sum(spec.rows)
-    return indices[: len(indices) // rows * rows] if spec.protocol.test_images == "full" else indices
+    whole = len(indices) // rows * rows
+    return indices[:whole] if spec.protocol.test_images == "full" and whole else indices
 
 
 def _accuracies(spec: Spec, parts: Assembly, task: Task) -> list[float]:
@@ -245,11 +256,12 @@ def _accuracies(spec: Spec, parts: Assembly, task: Task) -> list[float]:
 
 
 def _better(spec: Spec, parts: Assembly, state: State, task: Task) -> tuple[float, dict[str, Tensor]] | None:
-    """The best weights of the phase so far, by loss on the current task's held-out images alone."""
+    """The best weights of the phase so far, by loss on the current task's held-out images alone; NaN is the worst."""
     if spec.protocol.keep == "last":
         return None
     indices = _whole_batches(spec, parts.stream.validation(task))
     loss = held_out_loss(parts.net, parts.train, indices, parts.stream.targets[indices].to(parts.device))
+    loss = math.inf if math.isnan(loss) else loss
     if state.best is not None and state.best[0] <= loss:
         return state.best
     return loss, {name: tensor.clone() for name, tensor in parts.net.state_dict().items()}
