@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +22,7 @@ from cilnorm.engine import Engine, NonFiniteLoss, embed, held_out_loss, predict
 from cilnorm.folder import RunFolder
 from cilnorm.memory import Memory, per_class
 from cilnorm.method import Phase
-from cilnorm.protocol import Part, Plan, Protocol, plan_epoch
+from cilnorm.protocol import NoBatch, Part, Plan, Protocol, plan_epoch
 from cilnorm.registry import Registry
 from cilnorm.spec import Spec, read_spec
 from cilnorm.streams import generator, initial_weights
@@ -76,8 +78,7 @@ def run(
     on = pick_device(device)
     parts = assemble(spec, registry, on, data_root)
     folder = RunFolder.create(Path(out) if out else _default_folder(spec), spec, overwrite)
-    folder.write_environment(registry, parts.device, parts.images.digest)
-    return _learn(_Run(spec, parts, State(), folder, _Teller(folder, watch)))
+    return _learn(_Run(spec, parts, State(), folder, _Teller(folder, watch)), registry)
 
 
 def resume(
@@ -100,8 +101,7 @@ def resume(
     state = State()
     if home.checkpoint.exists():
         state = read_checkpoint(home.checkpoint, spec.key, parts.net, parts.stream.tasks)
-    home.write_environment(registry, parts.device, parts.images.digest)
-    return _learn(_Run(spec, parts, state, home, _Teller(home, watch, state.seconds)))
+    return _learn(_Run(spec, parts, state, home, _Teller(home, watch, state.seconds)), registry)
 
 
 def _default_folder(spec: Spec) -> Path:
@@ -145,13 +145,14 @@ class _Run:
     tell: _Teller
 
 
-def _learn(run: _Run) -> Result:
+def _learn(run: _Run, registry: Registry) -> Result:
     """Task after task: grow, train phase after phase, remember, choose exemplars, evaluate."""
     spec, parts, state, folder, tell = run.spec, run.parts, run.state, run.folder, run.tell
-    folder.write_summary("running", state.matrix)
     names = {name: getattr(spec, name) for name in ("method", "norm", "backbone", "dataset", "preset", "seed")}
-    tell("run", folder=str(folder.path), tasks=len(parts.stream.tasks), notice=parts.images.notice, **names)
     try:
+        folder.write_environment(registry, parts.device, parts.images.digest)
+        folder.write_summary("running", state.matrix)
+        tell("run", folder=str(folder.path), tasks=len(parts.stream.tasks), notice=parts.images.notice, **names)
         for task in parts.stream.tasks[state.task :]:
             tell("task", task=task.index + 1, classes=task.new, seen=task.seen, memory=len(state.memory))
             if not state.midway:
@@ -168,15 +169,23 @@ def _learn(run: _Run) -> Result:
             folder.write_summary("running", state.matrix)
             write_checkpoint(folder.checkpoint, spec.key, state, parts.net, None)
     except (Exception, KeyboardInterrupt) as error:
-        where = f"task {state.task + 1}, epoch {state.epoch + 1}"
-        kind = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-        folder.write_summary(kind, state.matrix, where=where, reason=str(error) or type(error).__name__)
-        if isinstance(error, NonFiniteLoss):
-            raise RunStopped(f"{where}: {error}; what was done is in {folder.path}") from error
+        where = _record_stop(run, error)
+        if isinstance(error, (NonFiniteLoss, NoBatch, OSError)):
+            reason = getattr(error, "strerror", None) or error
+            raise RunStopped(f"{where}: {reason}; what was done is in {folder.path}") from error
         raise
     summary = folder.write_summary("finished", state.matrix, steps=state.steps, seconds=round(tell.seconds, 2))
     tell("finished", **summary)
     return Result(folder.path, state.matrix, summary)
+
+
+def _record_stop(run: _Run, error: BaseException) -> str:
+    """Says in the summary why the run stopped, if the disk still takes it; returns where."""
+    where = f"task {run.state.task + 1}, epoch {run.state.epoch + 1}"
+    kind = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+    with suppress(OSError):
+        run.folder.write_summary(kind, run.state.matrix, where=where, reason=str(error) or type(error).__name__)
+    return where
 
 
 def _train(run: _Run, task: Task, phase: Phase) -> None:
@@ -269,9 +278,10 @@ def _memory_with(run: _Run, task: Task) -> Memory:
 
 
 def _scored(spec: Spec, indices: Tensor) -> Tensor:
-    """The images that count; the released code's loaders drop the last short batch of whatever they score."""
+    """The images that count; the released code's loaders drop a last short batch, kept here where there is no other."""
     rows = sum(spec.rows)
-    return indices[: len(indices) // rows * rows] if spec.protocol.test_images == "full" else indices
+    whole = len(indices) // rows * rows
+    return indices[:whole] if spec.protocol.test_images == "full" and whole else indices
 
 
 def _accuracies(run: _Run, task: Task) -> list[float]:
@@ -285,12 +295,13 @@ def _accuracies(run: _Run, task: Task) -> list[float]:
 
 
 def _best(run: _Run, task: Task) -> tuple[float, dict[str, Tensor]] | None:
-    """The best weights of the phase so far, by loss on the current task's held-out images alone."""
+    """The best weights of the phase so far, by loss on the current task's held-out images alone; NaN is the worst."""
     parts, best = run.parts, run.state.best
     if run.spec.protocol.keep == "last":
         return None
     indices = _scored(run.spec, parts.stream.validation(task))
     loss = held_out_loss(parts.net, parts.train, indices, parts.stream.targets[indices].to(parts.device))
+    loss = math.inf if math.isnan(loss) else loss
     if best is not None and best[0] <= loss:
         return best
     return loss, {name: tensor.clone() for name, tensor in parts.net.state_dict().items()}
