@@ -101,8 +101,11 @@ class BatchNormBase(BatchDependent, _NormBase):
             return F.batch_norm(x, mean, var, self.weight, self.bias, mean is None, 0.0, self.eps)
         if ranks:
             return self._across(ranks, x)
-        if mean is None or recomputing():
+        if mean is None or var is None:
             return F.batch_norm(x, None, None, self.weight, self.bias, True, 0.0, self.eps)
+        if recomputing():
+            # On copies rather than without averages, for checkpointing wants as many tensors saved as the first time.
+            return F.batch_norm(x, mean.clone(), var.clone(), self.weight, self.bias, True, 0.0, self.eps)
         if self.momentum is None:
             # A momentum of 1 leaves the batch's own mean and unbiased variance behind.
             mean, var = torch.zeros_like(mean), torch.ones_like(mean)
