@@ -68,6 +68,12 @@ def test_keeps_shape_and_dtype_and_is_finite(name: str, dtype: torch.dtype, size
     assert x.grad.abs().max() > 0 or size == (1, 1, 1) or name in {"in", "ln2d", "gn", "cn", "cn*", "tbbn+cn"}
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_takes_images_only(name: str) -> None:
+    with pytest.raises(ValueError, match=r"\(N, C, H, W\), got one of 3 dimensions"):
+        make(name)(rows(8, 4))
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("name", NAMES)
