@@ -213,7 +213,7 @@ def _guarded(work: Callable[[], None], debug: bool) -> None:
         from cilnorm.spec import SpecError
 
         mendable = isinstance(error, (SpecError, DatasetError, FolderError, PluginError, CheckpointError))
-        text = str(error).strip() or type(error).__name__
+        text = " ".join(str(error).split()) or type(error).__name__
         _complain(text if mendable or len(text) > 60 else f"{type(error).__name__}: {text}")
         raise typer.Exit(2 if mendable else 1) from None
 

@@ -63,7 +63,7 @@ def coerced(value: Any, hint: Any, key: str) -> Any:
             number = float("nan")
         if number - number == 0:
             return number
-    elif hint in (int, str, bool):
+    elif hint in (int, float, str, bool):
         if type(value) is hint:
             return value
     else:

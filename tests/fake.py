@@ -20,16 +20,16 @@ from cilnorm.network import Network
 
 
 def blobs(root: Path | None, *, classes: int = 6, train: int = 24, test: int = 20, size: int = 8) -> ImageSet:
-    """Noise around one random pattern a class."""
+    """Noise around one random colour a class."""
     generator = torch.Generator().manual_seed(0)
-    patterns = torch.randint(0, 256, (classes, 3, size, size), generator=generator)
+    colours = torch.randint(0, 256, (classes, 3, 1, 1), generator=generator)
 
     def split(count: int) -> tuple[Tensor, Tensor]:
         labels = torch.arange(classes).repeat(count)
         noise = torch.randint(-60, 61, (len(labels), 3, size, size), generator=generator)
-        return (patterns[labels] + noise).clamp(0, 255).to(torch.uint8), labels
+        return (colours[labels] + noise).clamp(0, 255).to(torch.uint8), labels
 
-    names = tuple(f"pattern {number}" for number in range(classes))
+    names = tuple(f"colour {number}" for number in range(classes))
     return ImageSet(*split(train), *split(test), names, (0.5, 0.5, 0.5), (0.3, 0.3, 0.3), digest="of-blobs")
 
 

@@ -11,12 +11,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cilnorm.registry import Registry
+from cilnorm.hookspecs import Backbone
+from cilnorm.registry import Registry, load
 from tests.golden import Golden, check
 
 EXACT = 1e-9
 SMALL = [f"resnet{depth}" for depth in (8, 14, 20, 32, 44, 56)]
 NEW = ["resnet18", "resnet18-podnet", "resnet32-rebuffi", "timm-resnet18"]
+
+
+SHELF = load().backbones
 
 
 def hashed(count: int, k: int, seed: int) -> np.ndarray:
@@ -177,3 +181,34 @@ def test_residual_branches_start_at_zero_if_the_norm_has_a_scale(registry: Regis
     assert seconds
     assert all(module.weight.abs().max() == 0 for module in seconds)
     build(partial(nn.BatchNorm2d, affine=False))  # nothing to start
+
+
+@pytest.mark.parametrize("record", [r for n, r in SHELF.items() if n.startswith("resnet") and n[6:].isdigit()])
+def test_depth_shapes_and_gradients(record: Backbone) -> None:
+    net = record.build(nn.BatchNorm2d)
+    if getattr(net, "dim", None) != 64:
+        pytest.skip("another family")
+    depth = int(record.name.removeprefix("resnet"))
+    three_by_three = [m for m in net.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)]
+    assert len(three_by_three) + 1 == depth  # the classifier is the last layer
+    if depth > 20:
+        return
+    embedding, maps = net(torch.rand(2, 3, 32, 32))
+    assert embedding.shape == (2, 64)
+    assert [tuple(m.shape[1:]) for m in maps] == [(16, 32, 32), (32, 16, 16), (64, 8, 8)]
+    embedding.sum().backward()
+    assert all(p.grad is not None for p in net.parameters())
+
+
+def test_initial_weights() -> None:
+    """Kaiming normal over the fan out; no branch starts at zero."""
+    torch.manual_seed(0)
+    net = SHELF["resnet32"].build(nn.BatchNorm2d)
+    assert sum(isinstance(module, nn.BatchNorm2d) for module in net.modules()) == 33
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d) and module.weight.numel() > 5000:
+            fan_out = module.out_channels * module.kernel_size[0] ** 2
+            assert module.weight.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.05)
+        if isinstance(module, nn.BatchNorm2d):
+            assert (module.weight == 1).all()
+            assert (module.bias == 0).all()
