@@ -70,6 +70,7 @@ def test_a_run_leaves_all_that_it_should(finished: Result, tiny: Tiny, registry:
     kept = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert kept == {
         "spec.yaml", "environment.json", "events.jsonl", "accuracy.csv", "summary.json", "checkpoints/last.pt",
+        "figures/accuracy.png", "figures/matrix.png",
     }  # fmt: skip
     assert read_spec(folder / "spec.yaml", registry) == tiny()
     with open(folder / "accuracy.csv") as file:
