@@ -77,7 +77,8 @@ def convert_norms(model: nn.Module, norm: Norm | str, **options: Any) -> nn.Modu
         ValueError: nothing to convert, or a width that the norm can't take; names the model, the layer and the reason.
         TypeError: a batch norm of a class whose additions would be lost.
     """
-    record, known, made = _record(norm), _known_classes(), {}
+    record, known = _record(norm), _known_classes()
+    made: dict[nn.Module, nn.Module] = {}
     slots = [slot for slot in _slots(model) if _convertible(slot[-1], slot[-2], known)]
     if not slots:
         raise ValueError(f"{type(model).__name__} has no 2-d batch norm that could become {record.name}")

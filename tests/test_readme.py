@@ -32,21 +32,16 @@ def write_plugin(folder: Path) -> None:
 
 def test_the_norm_in_one_file_is_listed_and_runs(tmp_path: Path) -> None:
     write_plugin(tmp_path)
-    command = [
-        sys.executable,
-        "-c",
-        f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from cilnorm.cli import main; main()",
-    ]
+    start = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from cilnorm.cli import main; main()"
 
-    def cilnorm(*arguments: str) -> str:
-        done = subprocess.run([*command, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False)
+    def cilnorm(command: str) -> str:
+        call = [sys.executable, "-c", start, *command.split()]
+        done = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
     assert "halves 0.1" in cilnorm("list")
-    printed = cilnorm(
-        "run", "--norm", "halves", "--tasks", "2", "--epochs", "1", "--set", "classes=4", "--memory", "16"
-    )
+    printed = cilnorm("run --norm halves --tasks 2 --epochs 1 --set classes=4 --memory 16")
     assert "halves" in printed
     assert "A_f" in printed
 
