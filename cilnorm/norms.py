@@ -57,9 +57,14 @@ def norm_act_factory(norm: Norm | str, act_layer: Any = "relu", **options: Any) 
     factory = norm_factory(norm, **options)
 
     def build(
-        num_features: int, apply_act: bool = True, inplace: bool = True, drop_layer: Any = None, **keywords: Any
+        num_features: int,
+        apply_act: bool = True,
+        act_kwargs: dict[str, Any] | None = None,
+        inplace: bool = True,
+        drop_layer: Any = None,
+        **keywords: Any,
     ) -> nn.Module:
-        act = create_act_layer(act_layer, inplace=inplace) if apply_act else nn.Identity()
+        act = create_act_layer(act_layer, inplace=inplace, **(act_kwargs or {})) if apply_act else nn.Identity()
         return _fuse(factory(num_features, **keywords), act, drop_layer() if drop_layer else nn.Identity())
 
     return build
@@ -85,7 +90,8 @@ def convert_norms(model: nn.Module, norm: Norm | str, **options: Any) -> nn.Modu
     # All of them are made before the first is put in place, so that an error leaves the model as it was.
     for _, _, path, old in slots:
         try:
-            made[old] = made.get(old) or _replacement(old, record, options)
+            if old not in made:
+                made[old] = _replacement(old, record, options)
         except ValueError as error:
             raise ValueError(f"{type(model).__name__}.{path} can't be {record.name}: {error}") from error
     for parent, name, _, old in slots:

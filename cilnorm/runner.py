@@ -169,10 +169,7 @@ def _learn(run: _Run, registry: Registry) -> Result:
             folder.write_summary("running", state.matrix)
             write_checkpoint(folder.checkpoint, spec.key, state, parts.net, None)
     except (Exception, KeyboardInterrupt) as error:
-        where = f"task {state.task + 1}, epoch {state.epoch + 1}"
-        kind = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-        with suppress(OSError):  # a full disk may be the very error
-            folder.write_summary(kind, state.matrix, where=where, reason=str(error) or type(error).__name__)
+        where = _record_stop(run, error)
         if isinstance(error, (NonFiniteLoss, NoBatch, OSError)):
             reason = getattr(error, "strerror", None) or error
             raise RunStopped(f"{where}: {reason}; what was done is in {folder.path}") from error
@@ -180,6 +177,15 @@ def _learn(run: _Run, registry: Registry) -> Result:
     summary = folder.write_summary("finished", state.matrix, steps=state.steps, seconds=round(tell.seconds, 2))
     tell("finished", **summary)
     return Result(folder.path, state.matrix, summary)
+
+
+def _record_stop(run: _Run, error: BaseException) -> str:
+    """Says in the summary why the run stopped, if the disk still takes it; returns where."""
+    where = f"task {run.state.task + 1}, epoch {run.state.epoch + 1}"
+    kind = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+    with suppress(OSError):
+        run.folder.write_summary(kind, run.state.matrix, where=where, reason=str(error) or type(error).__name__)
+    return where
 
 
 def _train(run: _Run, task: Task, phase: Phase) -> None:
@@ -272,7 +278,7 @@ def _memory_with(run: _Run, task: Task) -> Memory:
 
 
 def _scored(spec: Spec, indices: Tensor) -> Tensor:
-    """The images that count; the released code drops a last short batch, which is kept here if there is no other."""
+    """The images that count; the released code's loaders drop a last short batch, kept here where there is no other."""
     rows = sum(spec.rows)
     whole = len(indices) // rows * rows
     return indices[:whole] if spec.protocol.test_images == "full" and whole else indices
@@ -289,13 +295,13 @@ def _accuracies(run: _Run, task: Task) -> list[float]:
 
 
 def _best(run: _Run, task: Task) -> tuple[float, dict[str, Tensor]] | None:
-    """The best weights of the phase so far, by loss on the current task's held-out images alone."""
+    """The best weights of the phase so far, by loss on the current task's held-out images alone; NaN is the worst."""
     parts, best = run.parts, run.state.best
     if run.spec.protocol.keep == "last":
         return None
     indices = _scored(run.spec, parts.stream.validation(task))
     loss = held_out_loss(parts.net, parts.train, indices, parts.stream.targets[indices].to(parts.device))
-    loss = math.inf if math.isnan(loss) else loss  # no number is better than any
+    loss = math.inf if math.isnan(loss) else loss
     if best is not None and best[0] <= loss:
         return best
     return loss, {name: tensor.clone() for name, tensor in parts.net.state_dict().items()}

@@ -21,6 +21,12 @@ def recomputing() -> bool:
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
+def check_images(x: Tensor) -> None:
+    """Raises ValueError for anything but (N, C, H, W)."""
+    if x.dim() != 4:
+        raise ValueError(f"expected an input (N, C, H, W), got one of {x.dim()} dimensions")
+
+
 @dataclass(frozen=True)
 class Ranks:
     """The processes whose rows make up one batch; each holds the same number of rows."""
@@ -94,15 +100,17 @@ class BatchNormBase(BatchDependent, _NormBase):
 
     def batch_norm(self, x: Tensor) -> Tensor:
         """What ``BatchNorm2d`` does, over all ranks if synchronised, its averages left alone in a repeated pass."""
-        if x.dim() != 4:
-            raise ValueError(f"expected an input (N, C, H, W), got one of {x.dim()} dimensions")
+        check_images(x)
         mean, var, ranks = self.running_mean, self.running_var, self.ranks()
         if not self.training:
             return F.batch_norm(x, mean, var, self.weight, self.bias, mean is None, 0.0, self.eps)
         if ranks:
             return self._across(ranks, x)
-        if mean is None or recomputing():
+        if mean is None or var is None:
             return F.batch_norm(x, None, None, self.weight, self.bias, True, 0.0, self.eps)
+        if recomputing():
+            # On copies rather than without averages, for checkpointing wants as many tensors saved as the first time.
+            return F.batch_norm(x, mean.clone(), var.clone(), self.weight, self.bias, True, 0.0, self.eps)
         if self.momentum is None:
             # A momentum of 1 leaves the batch's own mean and unbiased variance behind.
             mean, var = torch.zeros_like(mean), torch.ones_like(mean)

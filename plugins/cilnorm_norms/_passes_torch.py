@@ -38,8 +38,8 @@ def moments(x: Tensor, current: int, lanes: int) -> tuple[Pair, Pair]:
 def affine(x: Tensor, current: int, mean: Pair, scale: Pair, shift: Pair) -> Tensor:
     """scale · (x − mean) + shift."""
     lane_rows, past_rows = _cut(x, current, len(mean.lanes))
-    lane_y = torch.addcmul(_wide(shift.lanes), lane_rows - _wide(mean.lanes), _wide(scale.lanes))
-    past_y = torch.addcmul(_wide(shift.past), past_rows - _wide(mean.past), _wide(scale.past))
+    lane_y = (lane_rows - _wide(mean.lanes)) * _wide(scale.lanes) + _wide(shift.lanes)
+    past_y = (past_rows - _wide(mean.past)) * _wide(scale.past) + _wide(shift.past)
     return _join(lane_y, past_y, x)
 
 
@@ -57,8 +57,8 @@ def gradient(g: Tensor, x: Tensor, current: int, mean: Pair, of_g: Pair, of_x: P
     """of_g · g + of_x · (x − mean) + shift."""
     lane_g, past_g = _cut(g, current, len(mean.lanes))
     lane_x, past_x = _cut(x, current, len(mean.lanes))
-    lane_d = torch.addcmul(_wide(shift.lanes), lane_x - _wide(mean.lanes), _wide(of_x.lanes))
-    past_d = torch.addcmul(_wide(shift.past), past_x - _wide(mean.past), _wide(of_x.past))
+    lane_d = (lane_x - _wide(mean.lanes)) * _wide(of_x.lanes) + _wide(shift.lanes)
+    past_d = (past_x - _wide(mean.past)) * _wide(of_x.past) + _wide(shift.past)
     return _join(lane_d + lane_g * _wide(of_g.lanes), past_d + past_g * _wide(of_g.past), x)
 
 
@@ -69,7 +69,9 @@ def _cut(x: Tensor, current: int, lanes: int) -> tuple[Tensor, Tensor]:
 
 
 def _join(current: Tensor, past: Tensor, like: Tensor) -> Tensor:
-    return torch.cat([current.flatten(0, 1), past]).to(like.dtype)
+    y = torch.cat([current.flatten(0, 1), past]).to(like.dtype)
+    channels_last = like.is_contiguous(memory_format=torch.channels_last) and not like.is_contiguous()
+    return y.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
 def _wide(value: Tensor) -> Tensor:

@@ -73,15 +73,15 @@ class TaskBalancedFunction(torch.autograd.Function):
         split = combine(mean, var, plan, area, ranks.size if ranks else 1)
         inverse = torch.rsqrt(split.var + eps)
         scale = inverse if weight is None else inverse * weight
-        shift = torch.zeros_like(scale) if bias is None else bias.to(scale.dtype).expand_as(scale)
-        past_shift = (shift + scale * (mean.past - split.mean)).mean(0)
+        shift = scale.new_zeros(()) if bias is None else bias.to(scale.dtype)
+        past_shift = torch.addcmul(shift, scale, mean.past - split.mean).mean(0)
         split_of_lane = plan.split_of_lane(ranks, x.device)
         y = passes.affine(
             x,
             plan.current,
             Pair(spread(split.mean, split_of_lane), mean.past),
             Pair(spread(scale, split_of_lane), scale.mean(0)),
-            Pair(spread(shift, split_of_lane), past_shift),
+            Pair(spread(shift.expand_as(scale), split_of_lane), past_shift),
         )
         ctx.save_for_backward(x, weight, bias, split.mean, mean.past, inverse)
         ctx.plan, ctx.ranks, ctx.count = plan, ranks, split.count
@@ -97,26 +97,32 @@ class TaskBalancedFunction(torch.autograd.Function):
         ranks: Ranks | None = ctx.ranks
         passes, g = _passes.choose(x), _passes.like(g, x)
         split_of_lane = plan.split_of_lane(ranks, x.device)
-        centre = Pair(spread(mean, split_of_lane), past_mean)
+        centre, gap = Pair(spread(mean, split_of_lane), past_mean), past_mean - mean
         total, dot = passes.sums(g, x, plan.current, centre)
         own, own_dot = fold(total.lanes, split_of_lane, plan.splits), fold(dot.lanes, split_of_lane, plan.splits)
-        past = total.past.expand_as(own)
-        past_dot = dot.past + (past_mean - mean) * past  # Σ_past g (x − μ_s)
+        past_dot = torch.addcmul(dot.past, gap, total.past)  # Σ_past g (x − μ_s)
+        share, gain = 1 / plan.splits, plan.past_gain / plan.splits
         dweight = dbias = dx = None
         if weight is not None and ctx.needs_input_grad[1]:
-            dweight = (inverse * (own_dot + plan.past_gain / plan.splits * past_dot)).sum(0).to(weight.dtype)
+            dweight = (inverse * torch.add(own_dot, past_dot, alpha=gain)).sum(0).to(weight.dtype)
         if bias is not None and ctx.needs_input_grad[2]:
-            dbias = (own + plan.past_gain / plan.splits * past).sum(0).to(bias.dtype)
+            dbias = torch.add(own, total.past, alpha=gain).sum(0).to(bias.dtype)
         if ctx.needs_input_grad[0]:
-            sums = torch.stack([own + past / plan.splits, own_dot + past_dot / plan.splits])  # G_s, K_s
-            pull, slope = (ranks.sum(sums) if ranks else sums) / ctx.count
+            # G_s and K_s, and from them −a_s G_s / n and −a_s i_s² K_s / n.
+            sums = torch.stack([torch.add(own, total.past, alpha=share), torch.add(own_dot, past_dot, alpha=share)])
             scale = inverse if weight is None else inverse * weight
-            pull, slope = scale * pull, scale * inverse.square() * slope
-            of_g = Pair(spread(scale, split_of_lane), scale.mean(0))
-            of_x = Pair(spread(-plan.weight * slope, split_of_lane), -slope.sum(0))
-            past_shift = -(pull + slope * (past_mean - mean)).sum(0)
-            shift = Pair(spread(-plan.weight * pull, split_of_lane), past_shift)
-            dx = passes.gradient(g, x, plan.current, centre, of_g, of_x, shift)
+            pull, slope = (ranks.sum(sums) if ranks else sums) * (scale * (-1 / ctx.count))
+            slope = slope * inverse.square()
+            past_shift = torch.addcmul(pull, slope, gap).sum(0)
+            dx = passes.gradient(
+                g,
+                x,
+                plan.current,
+                centre,
+                of_g=Pair(spread(scale, split_of_lane), scale.mean(0)),
+                of_x=Pair(spread(weigh(slope, plan), split_of_lane), slope.sum(0)),
+                shift=Pair(spread(weigh(pull, plan), split_of_lane), past_shift),
+            )
         return dx, dweight, dbias, None, None, None
 
 
@@ -129,9 +135,10 @@ def combine(mean: Pair, var: Pair, plan: Plan, area: int, ranks: int = 1) -> Mom
     shared = float(ranks * (plan.rows - plan.current) * area)
     count = own + shared
     gap = mean.lanes - mean.past
+    within = torch.lerp(var.past, var.lanes, own / count)
     return Moments(
-        mean=mean.past + gap * (own / count),
-        var=(own * var.lanes + shared * var.past + gap.square() * (own * shared / count)) / count,
+        mean=torch.lerp(mean.past, mean.lanes, own / count),
+        var=torch.addcmul(within, gap, gap, value=own * shared / count**2),
         count=count,
     )
 
@@ -148,6 +155,11 @@ def pool(mean: Pair, var: Pair, plan: Plan, ranks: Ranks) -> tuple[Pair, Pair]:
         (lane_variances + (lane_means - pooled.lanes).square()).mean(0),
         (variances[:, -1] + (means[:, -1] - pooled.past).square()).mean(0),
     )
+
+
+def weigh(value: Tensor, plan: Plan) -> Tensor:
+    """What reaches a current row of what reaches its split."""
+    return value if plan.weight == 1 else value * plan.weight
 
 
 def spread(value: Tensor, split_of_lane: Tensor | None) -> Tensor:

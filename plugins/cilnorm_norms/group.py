@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from cilnorm.hookspecs import Norm, hookimpl
+from cilnorm_norms._base import check_images
 from cilnorm_norms._passes_torch import statistics_dtype
 
 
@@ -26,6 +27,7 @@ def group_norm(x: Tensor, groups: int, eps: float, weight: Tensor | None = None,
 
     torch's kernel without the check in front of it, which takes one image of 1 x 1 for a batch to train on.
     """
+    check_images(x)
     dtype = statistics_dtype(x)
     weight, bias = (None if value is None else value.to(dtype) for value in (weight, bias))
     with torch.autocast(x.device.type, enabled=False):

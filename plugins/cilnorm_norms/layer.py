@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cilnorm.hookspecs import Norm, hookimpl
+from cilnorm_norms._base import check_images
 from cilnorm_norms._passes_torch import statistics_dtype
 
 
@@ -44,6 +45,7 @@ class PixelLayerNorm2d(nn.LayerNorm):
         super().__init__(num_features, eps, elementwise_affine=affine, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
+        check_images(x)
         dtype = statistics_dtype(x)
         weight, bias = (None if value is None else value.to(dtype) for value in (self.weight, self.bias))
         with torch.autocast(x.device.type, enabled=False):

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from cilnorm.hookspecs import Norm, hookimpl
 from cilnorm_norms import _passes
-from cilnorm_norms._base import BatchDependent, recomputing
+from cilnorm_norms._base import BatchDependent, check_images, recomputing
 
 
 class BatchRenorm2d(BatchDependent):
@@ -88,6 +88,7 @@ class BatchRenorm2d(BatchDependent):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def forward(self, x: Tensor) -> Tensor:
+        check_images(x)
         if self.training:
             mean, scale, shift = self._of_batch(x)
         else:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from cilnorm.hookspecs import Norm, hookimpl
 from cilnorm_norms import _passes
-from cilnorm_norms._base import BatchDependent, recomputing
+from cilnorm_norms._base import BatchDependent, check_images, recomputing
 
 
 class SwitchNorm2d(BatchDependent):
@@ -77,6 +77,7 @@ class SwitchNorm2d(BatchDependent):
                 nn.init.zeros_(zeros)
 
     def forward(self, x: Tensor) -> Tensor:
+        check_images(x)
         mean_in, var_in = _passes.moments(x, lanes=len(x))
         area = x.shape[2] * x.shape[3]
         var_in = var_in * (area / max(area - 1, 1))

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from cilnorm.batch import Composition, CompositionAware
 from cilnorm.hookspecs import Norm, hookimpl
-from cilnorm_norms._base import BatchNormBase
+from cilnorm_norms._base import BatchNormBase, check_images
 from cilnorm_norms._task_balanced_function import Plan, TaskBalancedFunction
 
 SplitRule = Literal["released", "divisor", "exact"]
@@ -123,10 +123,9 @@ class TaskBalancedBatchNorm2d(BatchNormBase, CompositionAware):
         self.plan = None  # the number of splits is that of the rows of all ranks, so it must be told again
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or x.dim() != 4:
-            return self.batch_norm(x)
-        plan = self._plan_for(x)
-        if plan.current == plan.rows:
+        check_images(x)
+        plan = self._plan_for(x) if self.training else None
+        if plan is None or plan.current == plan.rows:
             return self.batch_norm(x)
         y, mean, var = TaskBalancedFunction.apply(x, self.weight, self.bias, self.eps, plan, self.ranks())
         self.track(mean, var)
