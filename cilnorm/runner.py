@@ -194,10 +194,10 @@ def _record_stop(run: _Run, error: BaseException) -> str:
 def _train(run: _Run, task: Task, phase: Phase) -> None:
     """The epochs of a phase that are still to be done, a checkpoint after each."""
     spec, parts, state, net = run.spec, run.parts, run.state, run.parts.net
-    schedule = phase.schedule or spec.schedule
+    schedule = phase.schedule_in(spec.schedule)
     if state.pool is None:
         state.pool = _pool(run, task, phase)
-    engine = Engine(net, parts.method, task, phase, schedule, state.past)
+    engine = Engine(net, parts.method, task, phase, schedule, state.past, spec.seed)
     if state.optimizer is not None:
         engine.optimizer.load_state_dict(state.optimizer)
     for epoch in range(state.epoch, schedule.epochs):

@@ -268,9 +268,10 @@ def _flatten(values: Options, space: Mapping[str, Any], method: Record) -> dict[
 
 
 def _address(key: str, space: Mapping[str, Any], within: str = "") -> str:
-    """The dotted key that ``key`` means: itself, or the only one that ends in it."""
-    if within + key in space:
-        return within + key
+    """The dotted key that ``key`` means: one ``within``, itself, or the only one that ends in it."""
+    for whole in (within + key, key):
+        if whole in space:
+            return whole
     found = [known for known in space if known.rpartition(".")[2] == key]
     if len(found) > 1:
         raise SpecError(f"{key!r} could be {' or '.join(found)}; say which")
