@@ -168,13 +168,10 @@ def _chosen(registry: Registry, preset: str, path: Path | None, asked: dict[str,
 
 def _watched(go: Callable[[Any], Result]) -> None:
     from cilnorm.progress import Display
-    from cilnorm.report import draw_figures
 
     with Display() as display:
         result = go(display)
-    title = f"A_f {result.summary['A_f']:.2f} %"
-    figures = draw_figures(result.folder / "figures", result.matrix, f"{result.folder.name}\n{title}")
-    print(f"{result.folder}  (figures: {', '.join(path.name for path in figures)})")
+    print(f"{result.folder}  (figures/accuracy.png, figures/matrix.png)")
 
 
 def _table(title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:

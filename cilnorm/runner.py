@@ -19,6 +19,7 @@ from cilnorm.assemble import Assembly, assemble, pick_device
 from cilnorm.batch import Batch, Composition, Task
 from cilnorm.checkpoint import State, read_checkpoint, write_checkpoint
 from cilnorm.engine import Engine, NonFiniteLoss, embed, held_out_loss, predict
+from cilnorm.figures import draw_figures
 from cilnorm.folder import RunFolder
 from cilnorm.memory import Memory, per_class
 from cilnorm.method import Phase
@@ -174,6 +175,8 @@ def _learn(run: _Run, registry: Registry) -> Result:
             reason = getattr(error, "strerror", None) or error
             raise RunStopped(f"{where}: {reason}; what was done is in {folder.path}") from error
         raise
+    title = f"{spec.method} x {spec.norm}, {spec.backbone}, {spec.dataset}, seed {spec.seed}"
+    draw_figures(folder.path / "figures", state.matrix, title)
     summary = folder.write_summary("finished", state.matrix, steps=state.steps, seconds=round(tell.seconds, 2))
     tell("finished", **summary)
     return Result(folder.path, state.matrix, summary)

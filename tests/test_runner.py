@@ -70,6 +70,7 @@ def test_a_run_leaves_all_that_it_should(finished: Result, tiny: Tiny, registry:
     kept = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert kept == {
         "spec.yaml", "environment.json", "events.jsonl", "accuracy.csv", "summary.json", "checkpoints/last.pt",
+        "figures/accuracy.png", "figures/matrix.png",
     }  # fmt: skip
     assert read_spec(folder / "spec.yaml", registry) == tiny()
     with open(folder / "accuracy.csv") as file:
@@ -412,7 +413,7 @@ def test_a_task_smaller_than_a_batch_is_scored_whole(tiny: Tiny, registry: Regis
 def test_a_released_task_scores_960_of_1000_images() -> None:
     for protocol, scored in (("released", 960), ("corrected", 1000)):
         spec = resolve("cifar100", protocol=protocol)
-        assert len(runner._whole_batches(spec, torch.arange(1000))) == scored
+        assert len(runner._scored(spec, torch.arange(1000))) == scored
 
 
 def test_held_out_images_are_never_trained_on(tiny: Tiny, registry: Registry, tmp_path: Path) -> None:

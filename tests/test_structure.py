@@ -22,16 +22,17 @@ ROWS = (
     ("method", "local_similarity"),
     ("data", "memory", "protocol", "norms"),
     ("spec",),
-    ("assemble", "metrics", "engine", "folder", "checkpoint"),
+    ("assemble", "metrics", "engine", "folder", "checkpoint", "figures"),
     ("runner",),
-    ("report", "progress", "cli"),
+    ("progress", "cli"),
 )
 WITHIN = {
     "network": {"heads"},
     "local_similarity": {"method"},
     "folder": {"metrics"},
     "checkpoint": {"engine"},
-    "cli": {"report", "progress"},
+    "figures": {"metrics"},
+    "cli": {"progress"},
 }
 FOR_PLUGINS = {name for row in ROWS[:3] for name in row} - {"registry"}
 PLUGINS = ("cilnorm_norms", "cilnorm_methods", "cilnorm_backbones", "cilnorm_datasets")

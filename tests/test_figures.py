@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cilnorm.report import accuracy_figure, draw_figures, matrix_figure
+from cilnorm.figures import accuracy_figure, draw_figures, matrix_figure
 
 ROWS = [[90.0], [50.0, 80.0], [30.0, 40.0, 95.0]]
 
