@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from cilnorm.hookspecs import Backbone, hookimpl
 
-MODELS = (
+MODELS = ("resnet18", "resnet34", "resnet50")
     "resnet10t",
     "resnet14t",
     "resnet18",
