@@ -23,6 +23,7 @@ ROWS = (
     ("data", "memory", "protocol", "norms"),
     ("spec",),
     ("assemble", "metrics", "engine", "folder", "checkpoint", "figures"),
+    ("tuning",),
     ("runner",),
     ("progress", "cli"),
 )
