@@ -4,9 +4,9 @@ n is a row, c are channels, p pixels of a row, s is a split. Rows before ``curre
 is in split n mod ``splits``.
 """
 
-from __future__ import annotations
+# mypy: allow-untyped-defs
 
-from typing import Any
+from __future__ import annotations
 
 import triton
 import triton.language as tl
@@ -14,17 +14,8 @@ import triton.language as tl
 
 @triton.jit
 def row_moments(
-    x: Any,
-    row_mean: Any,
-    row_var: Any,
-    channels: Any,
-    area: Any,
-    stride_n: Any,
-    stride_c: Any,
-    stride_p: Any,
-    BLOCK_C: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-) -> None:
+    x, row_mean, row_var, channels, area, stride_n, stride_c, stride_p, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr
+):
     n = tl.program_id(0)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     row = x + n.to(tl.int64) * stride_n + c[:, None] * stride_c
@@ -48,7 +39,7 @@ def row_moments(
 
 
 @triton.jit
-def pooled(row_mean: Any, row_var: Any, n: Any, valid: Any, c: Any, count: Any, channels: Any) -> Any:
+def pooled(row_mean, row_var, n, valid, c, count, channels):
     """Mean and variance over some rows, from those of each."""
     here = valid[:, None] & (c[None, :] < channels)
     at = n[:, None] * channels + c[None, :]
@@ -61,22 +52,22 @@ def pooled(row_mean: Any, row_var: Any, n: Any, valid: Any, c: Any, count: Any, 
 
 @triton.jit
 def split_moments(
-    row_mean: Any,
-    row_var: Any,
-    mean: Any,
-    var: Any,
-    inverse: Any,
-    past_mean: Any,
-    rows: Any,
-    current: Any,
-    splits: Any,
-    channels: Any,
-    own_share: Any,
-    eps: Any,
+    row_mean,
+    row_var,
+    mean,
+    var,
+    inverse,
+    past_mean,
+    rows,
+    current,
+    splits,
+    channels,
+    own_share,
+    eps,
     BLOCK_OWN: tl.constexpr,
     BLOCK_PAST: tl.constexpr,
     BLOCK_C: tl.constexpr,
-) -> None:
+):
     s = tl.program_id(0)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     own = s + tl.arange(0, BLOCK_OWN) * splits
@@ -94,7 +85,7 @@ def split_moments(
 
 
 @triton.jit
-def past_map(mean: Any, inverse: Any, past_mean: Any, c: Any, splits: Any, channels: Any, BLOCK_S: tl.constexpr) -> Any:
+def past_map(mean, inverse, past_mean, c, splits, channels, BLOCK_S: tl.constexpr):
     """What a past row meets: its centre, and means over the splits of i_s and i_s (centre − μ_s)."""
     s = tl.arange(0, BLOCK_S)[:, None]
     here = (s < splits) & (c[None, :] < channels)
@@ -105,9 +96,7 @@ def past_map(mean: Any, inverse: Any, past_mean: Any, c: Any, splits: Any, chann
 
 
 @triton.jit
-def store_running(
-    mean: Any, var: Any, running: Any, c: Any, splits: Any, channels: Any, unbiased: Any, BLOCK_S: tl.constexpr
-) -> None:
+def store_running(mean, var, running, c, splits, channels, unbiased, BLOCK_S: tl.constexpr):
     """Means over the splits of μ_s and of the unbiased variance."""
     s = tl.arange(0, BLOCK_S)[:, None]
     here = (s < splits) & (c[None, :] < channels)
@@ -118,7 +107,7 @@ def store_running(
 
 
 @triton.jit
-def affine_parameters(weight: Any, bias: Any, c: Any, channels: Any) -> Any:
+def affine_parameters(weight, bias, c, channels):
     """γ and β of some channels; 1 and 0 where there are none."""
     gamma, beta = tl.full(c.shape, 1.0, tl.float32), tl.full(c.shape, 0.0, tl.float32)
     if weight is not None:
@@ -129,27 +118,27 @@ def affine_parameters(weight: Any, bias: Any, c: Any, channels: Any) -> Any:
 
 @triton.jit
 def apply(
-    x: Any,
-    y: Any,
-    weight: Any,
-    bias: Any,
-    mean: Any,
-    var: Any,
-    inverse: Any,
-    past_mean: Any,
-    running: Any,
-    current: Any,
-    splits: Any,
-    channels: Any,
-    area: Any,
-    unbiased: Any,
-    stride_n: Any,
-    stride_c: Any,
-    stride_p: Any,
+    x,
+    y,
+    weight,
+    bias,
+    mean,
+    var,
+    inverse,
+    past_mean,
+    running,
+    current,
+    splits,
+    channels,
+    area,
+    unbiased,
+    stride_n,
+    stride_c,
+    stride_p,
     BLOCK_S: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
-) -> None:
+):
     n, c = tl.program_id(0), tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     gamma, shift = affine_parameters(weight, bias, c, channels)
     if n < current:
@@ -170,22 +159,22 @@ def apply(
 
 @triton.jit
 def row_sums(
-    g: Any,
-    x: Any,
-    mean: Any,
-    past_mean: Any,
-    total: Any,
-    dot: Any,
-    current: Any,
-    splits: Any,
-    channels: Any,
-    area: Any,
-    stride_n: Any,
-    stride_c: Any,
-    stride_p: Any,
+    g,
+    x,
+    mean,
+    past_mean,
+    total,
+    dot,
+    current,
+    splits,
+    channels,
+    area,
+    stride_n,
+    stride_c,
+    stride_p,
     BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
-) -> None:
+):
     n = tl.program_id(0)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     if n < current:
@@ -207,7 +196,7 @@ def row_sums(
 
 
 @triton.jit
-def summed(value: Any, n: Any, valid: Any, c: Any, channels: Any) -> Any:
+def summed(value, n, valid, c, channels):
     """The sum over some rows."""
     here = valid[:, None] & (c[None, :] < channels)
     return tl.sum(tl.load(value + n[:, None] * channels + c[None, :], mask=here, other=0.0), 0)
@@ -215,26 +204,26 @@ def summed(value: Any, n: Any, valid: Any, c: Any, channels: Any) -> Any:
 
 @triton.jit
 def split_gradients(
-    total: Any,
-    dot: Any,
-    weight: Any,
-    mean: Any,
-    inverse: Any,
-    past_mean: Any,
-    pull: Any,
-    slope: Any,
-    dweight: Any,
-    dbias: Any,
-    rows: Any,
-    current: Any,
-    splits: Any,
-    channels: Any,
-    inverse_count: Any,
-    gain: Any,
+    total,
+    dot,
+    weight,
+    mean,
+    inverse,
+    past_mean,
+    pull,
+    slope,
+    dweight,
+    dbias,
+    rows,
+    current,
+    splits,
+    channels,
+    inverse_count,
+    gain,
     BLOCK_OWN: tl.constexpr,
     BLOCK_PAST: tl.constexpr,
     BLOCK_C: tl.constexpr,
-) -> None:
+):
     s = tl.program_id(0)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     own = s + tl.arange(0, BLOCK_OWN) * splits
@@ -255,9 +244,7 @@ def split_gradients(
 
 
 @triton.jit
-def past_terms(
-    mean: Any, past_mean: Any, pull: Any, slope: Any, c: Any, splits: Any, channels: Any, BLOCK_S: tl.constexpr
-) -> Any:
+def past_terms(mean, past_mean, pull, slope, c, splits, channels, BLOCK_S: tl.constexpr):
     """Sums over the splits of a past row's coefficients: of x − centre, and of 1."""
     s = tl.arange(0, BLOCK_S)[:, None]
     here, many = (s < splits) & (c[None, :] < channels), s * channels + c[None, :]
@@ -269,27 +256,27 @@ def past_terms(
 
 @triton.jit
 def apply_gradient(
-    g: Any,
-    x: Any,
-    dx: Any,
-    weight: Any,
-    mean: Any,
-    inverse: Any,
-    past_mean: Any,
-    pull: Any,
-    slope: Any,
-    current: Any,
-    splits: Any,
-    channels: Any,
-    area: Any,
-    current_weight: Any,
-    stride_n: Any,
-    stride_c: Any,
-    stride_p: Any,
+    g,
+    x,
+    dx,
+    weight,
+    mean,
+    inverse,
+    past_mean,
+    pull,
+    slope,
+    current,
+    splits,
+    channels,
+    area,
+    current_weight,
+    stride_n,
+    stride_c,
+    stride_p,
     BLOCK_S: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
-) -> None:
+):
     n, c = tl.program_id(0), tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     gamma, _ = affine_parameters(weight, weight, c, channels)
     if n < current:

@@ -31,6 +31,37 @@ def test_kernels_in_the_interpreter() -> None:
     assert "passed" in done.stdout
 
 
+TILES = {"BLOCK_C": 16, "BLOCK_P": 64, "BLOCK_S": 16, "BLOCK_OWN": 4, "BLOCK_PAST": 16}
+FLOATS = {"own_share", "eps", "unbiased", "inverse_count", "gain", "current_weight"}
+KERNELS = ["row_moments", "split_moments", "apply", "row_sums", "split_gradients", "apply_gradient"]
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter's kernels can't be compiled")
+@pytest.mark.parametrize("affine", [True, False], ids=["affine", "plain"])
+@pytest.mark.parametrize("name", KERNELS)
+def test_kernels_compile_for_a_gpu_that_needs_not_be_here(name: str, affine: bool) -> None:
+    """The interpreter runs Python that the compiler refuses, so the compiler has a look as well."""
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource, compile as compile_kernel
+
+    from cilnorm_norms import _task_balanced_kernels
+
+    kernel = getattr(_task_balanced_kernels, name)
+    types: dict[str, str] = {}
+    constants: dict[tuple[int], int | None] = {}
+    for place, argument in enumerate(kernel.arg_names):
+        if argument in TILES or (argument in {"weight", "bias"} and not affine):
+            types[argument], constants[(place,)] = "constexpr", TILES.get(argument)
+        elif argument in FLOATS:
+            types[argument] = "fp32"
+        elif argument in {"rows", "current", "splits", "channels", "area"} or argument.startswith("stride"):
+            types[argument] = "i32"
+        else:
+            types[argument] = "*bf16" if argument in {"x", "y", "g", "dx"} else "*fp32"
+    compiled = compile_kernel(ASTSource(kernel, types, constants), target=GPUTarget("cuda", 80, 32))
+    assert compiled.asm["ptx"]
+
+
 PLANS = [
     Plan(16, 12, 4),
     Plan(16, 12, 6, past_gain=6.0),
