@@ -13,15 +13,31 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from cilnorm import registry
     from cilnorm.batch import Composition, set_composition
+    from cilnorm.norms import convert_norms, norm_act_factory, norm_factory
     from cilnorm.runner import resume, run
     from cilnorm.spec import Spec, resolve
 
-__all__ = ["Composition", "Spec", "registry", "resolve", "resume", "run", "set_composition"]
+__all__ = [
+    "Composition",
+    "Spec",
+    "convert_norms",
+    "norm_act_factory",
+    "norm_factory",
+    "registry",
+    "resolve",
+    "resume",
+    "run",
+    "set_composition",
+]
 
 _HOMES = {
     "Composition": "batch",
     "set_composition": "batch",
+    "convert_norms": "norms",
+    "norm_act_factory": "norms",
+    "norm_factory": "norms",
     "Spec": "spec",
     "resolve": "spec",
     "run": "runner",

@@ -88,6 +88,8 @@ def assemble(spec: Spec, registry: Registry, device: torch.device, data_root: Pa
         seed=spec.seed,
         train_per_class=spec.train_per_class,
     )
+    if spec.protocol.keep == "best" and not all(len(stream.validation(task)) for task in stream.tasks):
+        raise SpecError(f"keep: best needs held-out images; a part of {spec.protocol.validation} leaves some task none")
     train = Pixels(images.train_images.to(device), images.mean, images.std, spec.augmentation)
     test = Pixels(images.test_images.to(device), images.mean, images.std, Augmentation())
     return Assembly(net, method, stream, train, test, tuple(order), images, device)

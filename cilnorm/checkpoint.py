@@ -111,14 +111,16 @@ def _restored(content: dict[str, Any], net: Network, tasks: tuple[Task, ...]) ->
         setattr(state, name, content[name])
     for earlier in tasks[:task]:
         net.head.grow(earlier.new)
-    net.to(next(net.backbone.parameters()).device)
+    device = next(net.backbone.parameters()).device
+    net.to(device)
     if content["past"] is not None:
         teacher = copy.deepcopy(net)
         teacher.load_state_dict(content["past"])
-        state.past = Past(teacher.eval().requires_grad_(False), content["past_tensors"])
+        tensors = {name: tensor.to(device) for name, tensor in content["past_tensors"].items()}
+        state.past = Past(teacher.eval().requires_grad_(False), tensors)
     if state.midway:
         net.head.grow(tasks[task].new)
-        net.to(next(net.backbone.parameters()).device)
+        net.to(device)
     net.load_state_dict(content["net"])
     if content["best"] is not None:
         state.best = (content["best"][0], content["best"][1])

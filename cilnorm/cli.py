@@ -60,6 +60,7 @@ def run_command(
         "class_order_seed": class_order_seed, "tasks": tasks, "epochs": epochs, "memory": memory, "rows": rows,
         "train_per_class": train_per_class, "protocol": protocol,
     }  # fmt: skip
+    asked = {key: value for key, value in asked.items() if value is not None}
 
     def work() -> None:
         registry = _registry(strict)
@@ -148,19 +149,14 @@ def _registry(strict: bool, quiet: bool = False) -> Registry:
 
 
 def _settings(pairs: list[str]) -> dict[str, Any]:
-    import yaml
-
-    from cilnorm.spec import SpecError
+    from cilnorm.values import SpecError, parsed
 
     settings = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or not key.strip():
             raise SpecError(f"--set takes KEY=VALUE, not {pair!r}")
-        try:
-            settings[key.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise SpecError(f"--set {pair!r}: the value can't be read") from error
+        settings[key.strip()] = parsed(value, f"--set {pair!r}")
     return settings
 
 
@@ -172,13 +168,10 @@ def _chosen(registry: Registry, preset: str, path: Path | None, asked: dict[str,
 
 def _watched(go: Callable[[Any], Result]) -> None:
     from cilnorm.progress import Display
-    from cilnorm.report import draw_figures
 
     with Display() as display:
         result = go(display)
-    title = f"A_f {result.summary['A_f']:.2f} %"
-    figures = draw_figures(result.folder / "figures", result.matrix, f"{result.folder.name}\n{title}")
-    print(f"{result.folder}  (figures: {', '.join(path.name for path in figures)})")
+    print(f"{result.folder}  (figures/accuracy.png, figures/matrix.png)")
 
 
 def _table(title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
@@ -217,7 +210,7 @@ def _guarded(work: Callable[[], None], debug: bool) -> None:
         from cilnorm.spec import SpecError
 
         mendable = isinstance(error, (SpecError, DatasetError, FolderError, PluginError, CheckpointError))
-        text = str(error).strip() or type(error).__name__
+        text = " ".join(str(error).split()) or type(error).__name__
         _complain(text if mendable or len(text) > 60 else f"{type(error).__name__}: {text}")
         raise typer.Exit(2 if mendable else 1) from None
 

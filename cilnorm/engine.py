@@ -13,6 +13,7 @@ from cilnorm.batch import Batch, Task
 from cilnorm.data import Pixels
 from cilnorm.method import Method, Past, Phase, Schedule, Step
 from cilnorm.network import Network
+from cilnorm.streams import generator
 
 __all__ = ["Engine", "NonFiniteLoss", "embed", "held_out_loss", "predict"]
 
@@ -24,23 +25,44 @@ class NonFiniteLoss(ArithmeticError):
 
 
 class Engine:
-    """Trains a network through one phase: a fresh optimiser, the method's loss, its terms summed on the device."""
+    """Trains a network through one phase: a fresh optimiser, the method's loss, its terms summed on the device.
+
+    Weights that the method lets stand still require no gradient until another phase moves them.
+
+    Args:
+        seed: of the gradient noise, if the phase wants any.
+    """
 
     def __init__(
-        self, net: Network, method: Method, task: Task, phase: Phase, schedule: Schedule, past: Past | None
+        self,
+        net: Network,
+        method: Method,
+        task: Task,
+        phase: Phase,
+        schedule: Schedule,
+        past: Past | None,
+        seed: int = 0,
     ) -> None:
         self.net, self.method, self.past = net, method, past
         self.task, self.phase, self.schedule = task, phase, schedule
         self.parameters = list(method.parameters(net, phase))
+        net.zero_grad()
+        net.requires_grad_(False)
+        for parameter in self.parameters:
+            parameter.requires_grad_()
         self.optimizer = torch.optim.SGD(
             self.parameters, lr=schedule.lr, momentum=schedule.momentum, weight_decay=schedule.weight_decay
         )
         self._sums: dict[str, Tensor] = {}
         self._steps = 0
+        self._seed, self._noise, self._noise_std = seed, torch.Generator(), 0.0
 
     def start_epoch(self, epoch: int) -> None:
         """Sets the learning rate and forgets the terms of the epoch before."""
         self.net.train()
+        self.net.backbone.train(self.phase.backbone == "train")
+        self._noise = generator(self._seed, f"gradient noise/{self.phase.name}", self.task.index, epoch)
+        self._noise_std = self.phase.gradient_noise / (1 + epoch) ** 0.55
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule.rate(epoch)
         self._sums, self._steps = {}, 0
@@ -57,10 +79,20 @@ class Engine:
         torch.stack(list(terms.values())).sum().backward()
         if self.schedule.clip:
             torch.nn.utils.clip_grad_norm_(self.parameters, self.schedule.clip)
+        if self.schedule.clamp:
+            torch.nn.utils.clip_grad_value_(self.parameters, self.schedule.clamp)
+        if self._noise_std:
+            self._add_noise()
         self.optimizer.step()
         for name, term in terms.items():
             self._sums[name] = self._sums[name] + term.detach() if name in self._sums else term.detach().clone()
         self._steps += 1
+
+    def _add_noise(self) -> None:
+        for parameter in self.parameters:
+            if parameter.grad is not None:
+                noise = torch.randn(parameter.shape, generator=self._noise).to(parameter.device)
+                parameter.grad.add_(noise, alpha=self._noise_std)
 
     def finish_epoch(self) -> dict[str, float]:
         """Mean of each term over the epoch's steps.

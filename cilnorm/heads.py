@@ -2,20 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import cast
+
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-__all__ = ["Head", "Linear"]
+__all__ = ["Cosine", "Head", "Linear", "Proxies"]
 
 
 class Head(nn.Module):
-    """What every classifier offers: ``blocks``, one a task, and ``grow``."""
+    """What every classifier offers: ``blocks``, one linear map a task, and ``grow``."""
 
-    blocks: nn.ModuleList
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+        self.blocks = nn.ModuleList()
+
+    @property
+    def weights(self) -> Tensor:
+        """The rows of all blocks, (rows, dim); a class may have several."""
+        return torch.cat([cast(nn.Linear, block).weight for block in self.blocks])
 
     def grow(self, classes: int) -> None:
         """Adds a block for ``classes`` new classes, freshly initialised."""
         raise NotImplementedError
+
+    def imprint(self, weights: Tensor) -> None:
+        """Sets the newest block's rows, (rows, dim)."""
+        with torch.no_grad():
+            cast(nn.Linear, self.blocks[-1]).weight.copy_(weights)
+
+    def newest(self) -> Iterator[nn.Parameter]:
+        """The parameters of the newest block, and those that all blocks share."""
+        yield from self.blocks[-1].parameters()
+        yield from self.parameters(recurse=False)
 
     def forward(self, embedding: Tensor) -> tuple[Tensor, Tensor]:
         """Embedding (N, dim) to logits and scores, both (N, seen); scores are logits before any learned scale."""
@@ -25,14 +47,60 @@ class Head(nn.Module):
 class Linear(Head):
     """One affine layer a task; its outputs stand side by side."""
 
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.dim = dim
-        self.blocks = nn.ModuleList()
-
     def grow(self, classes: int) -> None:
         self.blocks.append(nn.Linear(self.dim, classes))
 
     def forward(self, embedding: Tensor) -> tuple[Tensor, Tensor]:
         logits = torch.cat([block(embedding) for block in self.blocks], dim=1)
         return logits, logits
+
+
+class Cosine(Head):
+    """scores = cos(f, w), logits = σ · scores, with one learned σ for all blocks.
+
+    Hou et al., LUCIR, CVPR 2019, section 3.2. Weights start uniform in ±1/√dim, σ at 1.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim)
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def grow(self, classes: int) -> None:
+        self.blocks.append(nn.Linear(self.dim, classes, bias=False))  # torch's own start is that very interval
+
+    def forward(self, embedding: Tensor) -> tuple[Tensor, Tensor]:
+        scores = F.linear(F.normalize(embedding, dim=1), F.normalize(self.weights, dim=1))
+        return self.scale * scores, scores
+
+
+class Proxies(Head):
+    """The local similarity classifier: several unit vectors a class, weighed by how near they are.
+
+        raw_ck = −‖f̂ − ŵ_ck‖²,   scores_c = Σ_k softmax_k(raw_c) raw_ck,   logits = η · scores
+
+    Douillard et al., PODNet, https://arxiv.org/abs/2004.13513, section 3.2, with the authors' code's distance in
+    place of the paper's cosine (raw = 2 cos − 2). Rows are class-major: the proxies of a class stand together. The
+    learned η starts at 1, rows as in Kaiming et al. for a linear layer.
+
+    Args:
+        proxies: a class.
+    """
+
+    def __init__(self, dim: int, proxies: int = 10) -> None:
+        super().__init__(dim)
+        self.proxies = proxies
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def grow(self, classes: int) -> None:
+        block = nn.Linear(self.dim, classes * self.proxies, bias=False)
+        nn.init.kaiming_normal_(block.weight, nonlinearity="linear")
+        self.blocks.append(block)
+
+    def similarities(self, embedding: Tensor) -> Tensor:
+        """raw (N, seen · proxies): minus the squared distance of unit vectors."""
+        return 2 * F.linear(F.normalize(embedding, dim=1), F.normalize(self.weights, dim=1)) - 2
+
+    def forward(self, embedding: Tensor) -> tuple[Tensor, Tensor]:
+        raw = self.similarities(embedding).unflatten(1, (-1, self.proxies))
+        scores = (raw.softmax(2) * raw).sum(2)
+        return self.scale * scores, scores

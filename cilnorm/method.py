@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
@@ -13,41 +14,75 @@ from cilnorm.batch import Batch, Task
 from cilnorm.heads import Head, Linear
 from cilnorm.network import Network, Output
 
-__all__ = ["Embed", "Method", "Past", "Phase", "Schedule", "Step"]
+__all__ = ["Embed", "Method", "Past", "Phase", "Schedule", "Step", "Tail"]
 
 Embed = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How weights move during a phase: SGD whose learning rate falls at milestones.
+    """How weights move during a phase: SGD whose learning rate falls.
 
     Attributes:
         epochs: how many.
         lr: learning rate at the start.
         momentum, weight_decay: of SGD; the decay applies to every weight, norms included.
-        milestones: epochs, counted from 0, from which on the rate is multiplied by ``gamma``.
+        annealing: ``steps``: at milestones; ``cosine``: along half a cosine wave that starts with the second epoch, so
+            that the first two share a rate, as the code of PODNet and AFC has it.
+        milestones: epochs, counted from 0, from which on the rate of ``steps`` is multiplied by ``gamma``.
         gamma: see milestones.
         clip: bound on the norm of the gradient; 0 for none.
+        clamp: bound on the size of each entry of the gradient; 0 for none.
     """
 
     epochs: int = 1
     lr: float = 0.1
     momentum: float = 0.0
     weight_decay: float = 1e-4
+    annealing: Literal["steps", "cosine"] = "steps"
     milestones: tuple[int, ...] = ()
     gamma: float = 0.1
     clip: float = 0.0
+    clamp: float = 0.0
 
     def __post_init__(self) -> None:
         if self.epochs < 1:
             raise ValueError(f"epochs must be at least 1, not {self.epochs}")
         if self.lr <= 0:
             raise ValueError(f"lr must be above 0, not {self.lr}")
+        for name in ("momentum", "weight_decay", "gamma", "clip"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} can't be negative: {getattr(self, name)}")
 
     def rate(self, epoch: int) -> float:
         """Learning rate of an epoch, counted from 0."""
+        if self.annealing == "cosine":
+            return self.lr * (1 + math.cos(math.pi * max(epoch - 1, 0) / self.epochs)) / 2
         return self.lr * self.gamma ** sum(epoch >= milestone for milestone in self.milestones)
+
+
+@dataclass(frozen=True)
+class Tail:
+    """A schedule in terms of the run's, so that it grows and shrinks with it; the rate stands still or falls in steps.
+
+    Papers give such phases in epochs (40 after a main phase of 160). Told as a part they keep their weight in a run of
+    10 epochs, or of 2.
+
+    Attributes:
+        epochs: part of the run's epochs, rounded, at least one epoch.
+        lr: factor on the run's learning rate.
+        milestones: parts of the tail's own epochs, see ``Schedule.milestones``.
+    """
+
+    epochs: float
+    lr: float
+    milestones: tuple[float, ...] = ()
+
+    def of(self, run: Schedule) -> Schedule:
+        """The schedule that this is in a run of schedule ``run``; all that is not told here is the run's."""
+        epochs = max(1, round(self.epochs * run.epochs))
+        milestones = tuple(round(part * epochs) for part in self.milestones)
+        return replace(run, epochs=epochs, lr=self.lr * run.lr, annealing="steps", milestones=milestones)
 
 
 @dataclass(frozen=True)
@@ -58,12 +93,20 @@ class Phase:
         name: for the log.
         rows: ``mixed``: current and past rows in the run's ratio; ``balanced``: equally many images of every seen
             class, without a current/past cut.
-        schedule: None for the run's own.
+        schedule: one of its own, or told in terms of the run's; None for the run's.
+        backbone: its mode; in ``eval`` its norms use, and keep, their running statistics.
+        gradient_noise: η of normal noise of standard deviation η / (1 + epoch)^0.55 on every gradient; 0 for none.
     """
 
     name: str = "main"
     rows: Literal["mixed", "balanced"] = "mixed"
-    schedule: Schedule | None = None
+    schedule: Schedule | Tail | None = None
+    backbone: Literal["train", "eval"] = "train"
+    gradient_noise: float = 0.0
+
+    def schedule_in(self, run: Schedule) -> Schedule:
+        """The phase's schedule in a run of schedule ``run``."""
+        return self.schedule.of(run) if isinstance(self.schedule, Tail) else self.schedule or run
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 __all__ = ["Display"]
@@ -56,9 +57,9 @@ class Display:
     def _on_run(self, event: dict[str, Any]) -> None:
         self._tasks = event["tasks"]
         what = " x ".join(event[name] for name in ("method", "norm", "backbone", "dataset"))
-        self._print(f"{what}, {self._tasks} tasks, seed {event['seed']}; folder {event['folder']}")
+        self._print(escape(f"{what}, {self._tasks} tasks, seed {event['seed']}; folder {event['folder']}"))
         if event["notice"]:
-            self._print(f"[yellow]note:[/] {event['notice']}")
+            self._print(f"[yellow]note:[/] {escape(event['notice'])}")
         header = "".join(f"{f't{u + 1}':>6}" for u in range(self._tasks))
         self._print(f"[dim]after     mean{header}  (accuracy in % on each task, among all classes seen)[/]")
 
@@ -79,10 +80,10 @@ class Display:
         )
 
     def _on_epoch(self, event: dict[str, Any]) -> None:
-        self._terms = " ".join(f"{name} {value:.3f}" for name, value in event["terms"].items())
+        self._terms = escape(" ".join(f"{name} {value:.3f}" for name, value in event["terms"].items()))
         if self._bar is None and time.monotonic() - self._printed > QUIET:
             left = self._left(event)
-            where = f"task {self._task}/{self._tasks} {event['phase']} epoch {event['epoch']}/{event['of']}"
+            where = f"task {self._task}/{self._tasks} {escape(event['phase'])} epoch {event['epoch']}/{event['of']}"
             self._print(f"  {where}: {self._terms}; {event['seconds']:.0f} s, about {left:.0f} s left")
 
     def _left(self, event: dict[str, Any]) -> float:

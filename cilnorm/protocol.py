@@ -18,7 +18,22 @@ from torch import Tensor
 from cilnorm.batch import Composition, Task
 from cilnorm.streams import generator
 
-__all__ = ["PROTOCOLS", "RELEASED", "Part", "Plan", "Protocol", "Stream", "class_order", "plan_epoch", "task_sizes"]
+__all__ = [
+    "PROTOCOLS",
+    "RELEASED",
+    "NoBatch",
+    "Part",
+    "Plan",
+    "Protocol",
+    "Stream",
+    "class_order",
+    "plan_epoch",
+    "task_sizes",
+]
+
+
+class NoBatch(ValueError):
+    """There are too few images to fill one batch; the message says how many there are."""
 
 
 @dataclass(frozen=True)
@@ -209,18 +224,19 @@ def plan_epoch(
         epoch: counted from 0 within the phase.
 
     Raises:
-        ValueError: the epoch would hold no full batch.
+        NoBatch: the epoch would hold no full batch.
     """
+    images = [len(part.pool) for part in parts]
+    indices = draws = torch.empty(0, composition.rows, dtype=torch.long)
     if protocol.epoch == "cycle":
         indices, draws = _cycle(parts, protocol.drop_last, seed, (*position, epoch))
-    else:
+    elif all(images):
         steps = -(-len(parts[0].pool) // parts[0].rows)
         columns = [_endless(part, epoch * steps, steps, seed, position) for part in parts]
         indices = torch.cat(columns, dim=1)
         draws = torch.arange(indices.numel()).view_as(indices)
     if not len(indices):
-        images = [len(part.pool) for part in parts]
-        raise ValueError(f"no batch of {composition.rows} rows can be filled from {images} images")
+        raise NoBatch(f"no batch of {composition.rows} rows can be filled from {images} images")
     return Plan(indices, draws, composition)
 
 

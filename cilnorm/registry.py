@@ -133,7 +133,7 @@ def load(extra: Iterable[Any] = (), without: Iterable[str] = (), strict: bool = 
         name, distribution = candidate.name, candidate.distribution
         try:
             records = _records(candidate)
-            _refuse_taken_names(records, shelves, sources)
+            _check_names(records, shelves, sources)
         except (Exception, SystemExit) as error:  # whatever a stranger's module does while it is imported
             reason = _last_line(error)
             if strict:
@@ -211,11 +211,17 @@ def _records(candidate: _Candidate) -> list[tuple[str, Record]]:
     return records
 
 
-def _refuse_taken_names(
+def _check_names(
     records: list[tuple[str, Record]], shelves: dict[str, dict[str, Record]], sources: dict[str, dict[str, str]]
 ) -> None:
+    own: set[tuple[str, str]] = set()
     for kind, record in records:
+        if not callable(record.build) or not isinstance(record.aliases, tuple):
+            raise PluginError(f"the {kind} {record.name!r} needs a build that can be called and a tuple of aliases")
         for name in (record.name, *record.aliases):
+            if (kind, name) in own:
+                raise PluginError(f"the {kind} {name!r} is offered twice")
+            own.add((kind, name))
             if not NAME.fullmatch(name):
                 raise PluginError(f"{name!r} is no name for a {kind}: lower case, digits and _ . + * - only")
             for other in shelves[kind].values():
@@ -225,4 +231,4 @@ def _refuse_taken_names(
 
 def _last_line(error: BaseException) -> str:
     lines = f"{type(error).__name__}: {error}".strip().splitlines()
-    return str(error) if isinstance(error, PluginError) else lines[-1]
+    return " ".join(str(error).split()) if isinstance(error, PluginError) else lines[-1]

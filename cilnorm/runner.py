@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,10 +19,11 @@ from cilnorm.assemble import Assembly, assemble, pick_device
 from cilnorm.batch import Batch, Composition, Task
 from cilnorm.checkpoint import State, read_checkpoint, write_checkpoint
 from cilnorm.engine import Engine, NonFiniteLoss, embed, held_out_loss, predict
+from cilnorm.figures import draw_figures
 from cilnorm.folder import RunFolder
 from cilnorm.memory import Memory, per_class
 from cilnorm.method import Phase
-from cilnorm.protocol import Part, Plan, Protocol, plan_epoch
+from cilnorm.protocol import NoBatch, Part, Plan, Protocol, plan_epoch
 from cilnorm.registry import Registry
 from cilnorm.spec import Spec, read_spec
 from cilnorm.streams import generator, initial_weights
@@ -76,7 +79,7 @@ def run(
     on = pick_device(device)
     parts = assemble(spec, registry, on, data_root)
     folder = RunFolder.create(Path(out) if out else _default_folder(spec), spec, overwrite)
-    return _learn(spec, parts, State(), folder, registry, watch)
+    return _learn(_Run(spec, parts, State(), folder, _Teller(folder, watch)), registry)
 
 
 def resume(
@@ -99,7 +102,7 @@ def resume(
     state = State()
     if home.checkpoint.exists():
         state = read_checkpoint(home.checkpoint, spec.key, parts.net, parts.stream.tasks)
-    return _learn(spec, parts, state, home, registry, watch)
+    return _learn(_Run(spec, parts, state, home, _Teller(home, watch, state.seconds)), registry)
 
 
 def _default_folder(spec: Spec) -> Path:
@@ -108,157 +111,10 @@ def _default_folder(spec: Spec) -> Path:
     return path if not path.exists() else path.with_name(f"{stem}-{time.time_ns() % 10**6}")
 
 
-def _learn(
-    spec: Spec, parts: Assembly, state: State, folder: RunFolder, registry: Registry, watch: Sequence[Watcher]
-) -> Result:
-    """The run itself: tasks, phases, epochs, batches."""
-    net, method, stream = parts.net, parts.method, parts.stream
-    tell = _Teller(folder, watch, state.seconds)
-    folder.write_environment(registry, parts.device, parts.images.digest)
-    folder.write_summary("running", state.matrix)
-    tell("run", folder=str(folder.path), tasks=len(stream.tasks), notice=parts.images.notice, **_names(spec))
-    try:
-        for task in stream.tasks[state.task :]:
-            tell("task", task=task.index + 1, classes=task.new, seen=task.seen, memory=len(state.memory))
-            if not state.midway:
-                _grow(spec, parts, task)
-            for number, phase in enumerate(method.phases(task)):
-                if number < state.phase:
-                    continue
-                schedule = phase.schedule or spec.schedule
-                if state.pool is None:
-                    state.pool = _pool(spec, parts, state, task, phase)
-                engine = Engine(net, method, task, phase, schedule, state.past)
-                if state.optimizer is not None:
-                    engine.optimizer.load_state_dict(state.optimizer)
-                for epoch in range(state.epoch, schedule.epochs):
-                    plan = _plan(spec, parts, state, task, phase, epoch)
-                    engine.start_epoch(epoch)
-                    for step, batch in enumerate(_batches(spec, parts, plan, (task.index, number, epoch)), 1):
-                        net.observe(batch.composition)
-                        engine.step(batch)
-                        tell.step(step, plan.steps, epoch, schedule.epochs)
-                    terms = engine.finish_epoch()
-                    state.epoch, state.steps, state.seconds = epoch + 1, state.steps + plan.steps, tell.seconds
-                    state.best = _better(spec, parts, state, task)
-                    tell("epoch", task=task.index + 1, phase=phase.name, epoch=epoch + 1, of=schedule.epochs,
-                         lr=schedule.rate(epoch), steps=plan.steps, terms=terms)  # fmt: skip
-                    write_checkpoint(folder.checkpoint, spec.key, state, net, engine)
-                if state.best is not None:
-                    net.load_state_dict(state.best[1])
-                state.phase, state.epoch, state.best, state.pool, state.optimizer = number + 1, 0, None, None, None
-            state.past = method.remember(net, task, partial(_seen_batches, spec, parts, state, task))
-            state.memory = _remembered(spec, parts, state, task)
-            state.matrix.append(_accuracies(spec, parts, task))
-            state.task, state.phase, state.seconds = task.index + 1, 0, tell.seconds
-            tell("accuracy", task=task.index + 1, accuracy=state.matrix[-1], memory=len(state.memory))
-            folder.write_accuracy(state.matrix)
-            folder.write_summary("running", state.matrix)
-            write_checkpoint(folder.checkpoint, spec.key, state, net, None)
-    except (Exception, KeyboardInterrupt) as error:
-        where = f"task {state.task + 1}, epoch {state.epoch + 1}"
-        kind = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-        folder.write_summary(kind, state.matrix, where=where, reason=str(error) or type(error).__name__)
-        if isinstance(error, NonFiniteLoss):
-            raise RunStopped(f"{where}: {error}; what was done is in {folder.path}") from error
-        raise
-    summary = folder.write_summary("finished", state.matrix, steps=state.steps, seconds=round(tell.seconds, 2))
-    tell("finished", **summary)
-    return Result(folder.path, state.matrix, summary)
-
-
-def _names(spec: Spec) -> dict[str, Any]:
-    return {name: getattr(spec, name) for name in ("method", "norm", "backbone", "dataset", "preset", "seed")}
-
-
-def _grow(spec: Spec, parts: Assembly, task: Task) -> None:
-    """New outputs, drawn from the task's own stream; the method may look at the new classes' embeddings for them."""
-    embedded = embed(parts.net, parts.train)
-    with initial_weights(spec.seed, 1 + task.index):
-        parts.method.grow(parts.net, task, lambda: [embedded(images) for images in parts.stream.by_class(task)])
-    parts.net.to(parts.device)
-
-
-def _pool(spec: Spec, parts: Assembly, state: State, task: Task, phase: Phase) -> Tensor:
-    """The images of a phase's first rows: the current ones, or equally many of every seen class."""
-    current = parts.stream.train(task)
-    if phase.rows == "balanced":
-        return _remembered(spec, parts, state, task).indices
-    return torch.cat([current, state.memory.indices]) if spec.protocol.current_rows == "union" else current
-
-
-def _plan(spec: Spec, parts: Assembly, state: State, task: Task, phase: Phase, epoch: int) -> Plan:
-    """The epoch's batches: current rows beside past ones, or, where there is no such cut, rows of one kind."""
-    assert state.pool is not None
-    rows = sum(spec.rows)
-    sources, composition = [Part(state.pool, rows, phase.rows)], Composition(rows, 0, task.index)
-    if phase.rows == "mixed" and task.index:
-        current, past = spec.rows
-        sources = [Part(state.pool, current, "current"), Part(state.memory.indices, past, "past")]
-        composition = Composition(current, past, task.index)
-    return plan_epoch(sources, composition, spec.protocol, spec.seed, (task.index, state.phase), epoch)
-
-
-def _batches(spec: Spec, parts: Assembly, plan: Plan, position: tuple[int, ...]) -> Iterator[Batch]:
-    """The plan's batches, augmented; ``position`` names the epoch's stream of augmentation."""
-    views = parts.train.draw(int(plan.draws.max()) + 1, generator(spec.seed, "augmentation", *position))
-    views = views[plan.draws].to(parts.device)
-    indices, targets = plan.indices.to(parts.device), parts.stream.targets[plan.indices].to(parts.device)
-    for step in range(plan.steps):
-        yield Batch(parts.train.augmented(indices[step], views[step]), targets[step], plan.composition)
-
-
-def _seen_batches(spec: Spec, parts: Assembly, state: State, task: Task) -> Iterator[Batch]:
-    """One pass over all that the task was trained on, current and remembered, for methods that measure something."""
-    pool = torch.cat([parts.stream.train(task), state.memory.indices])
-    rows = sum(spec.rows)
-    composition = Composition(rows, 0, task.index)
-    plan = plan_epoch([Part(pool, rows, "seen")], composition, Protocol(), spec.seed, (task.index, state.phase), 0)
-    return _batches(spec, parts, plan, (task.index, state.phase, 0))
-
-
-def _remembered(spec: Spec, parts: Assembly, state: State, task: Task) -> Memory:
-    """The memory with the task's classes in it, chosen by the network as it is."""
-    return state.memory.collect(
-        parts.stream.by_class(task),
-        embed(parts.net, parts.train),
-        per_class(spec.memory, task.seen, spec.protocol.budget),
-        spec.protocol.herding,
-        spec.protocol.herd_again,
-    )
-
-
-def _whole_batches(spec: Spec, indices: Tensor) -> Tensor:
-    """The released code's loaders drop the last short batch of whatever they score."""
-    rows = sum(spec.rows)
-    return indices[: len(indices) // rows * rows] if spec.protocol.test_images == "full" else indices
-
-
-def _accuracies(spec: Spec, parts: Assembly, task: Task) -> list[float]:
-    """Percent of each seen task's test images that get the right class among all seen."""
-    accuracies = []
-    for seen in parts.stream.tasks[: task.index + 1]:
-        indices = _whole_batches(spec, parts.stream.test(seen))
-        right = predict(parts.net, parts.test, indices).cpu() == parts.stream.test_targets[indices]
-        accuracies.append(100 * int(right.sum()) / len(right))
-    return accuracies
-
-
-def _better(spec: Spec, parts: Assembly, state: State, task: Task) -> tuple[float, dict[str, Tensor]] | None:
-    """The best weights of the phase so far, by loss on the current task's held-out images alone."""
-    if spec.protocol.keep == "last":
-        return None
-    indices = _whole_batches(spec, parts.stream.validation(task))
-    loss = held_out_loss(parts.net, parts.train, indices, parts.stream.targets[indices].to(parts.device))
-    if state.best is not None and state.best[0] <= loss:
-        return state.best
-    return loss, {name: tensor.clone() for name, tensor in parts.net.state_dict().items()}
-
-
 class _Teller:
     """Hands events to the log and to whoever watches; keeps the time."""
 
-    def __init__(self, folder: RunFolder, watch: Sequence[Watcher], seconds_before: float) -> None:
+    def __init__(self, folder: RunFolder, watch: Sequence[Watcher], seconds_before: float = 0.0) -> None:
         self._folder, self._watch = folder, watch
         self._began = time.perf_counter() - seconds_before
 
@@ -277,3 +133,178 @@ class _Teller:
         """For watchers alone: a log line a step would be most of the log."""
         for watcher in self._watch:
             watcher({"event": "step", "step": step, "of": of, "epoch": epoch + 1, "epochs": epochs})
+
+
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """What every part of a run needs; ``state`` alone changes."""
+
+    spec: Spec
+    parts: Assembly
+    state: State
+    folder: RunFolder
+    tell: _Teller
+
+
+def _learn(run: _Run, registry: Registry) -> Result:
+    """Task after task: grow, train phase after phase, remember, choose exemplars, evaluate."""
+    spec, parts, state, folder, tell = run.spec, run.parts, run.state, run.folder, run.tell
+    names = {name: getattr(spec, name) for name in ("method", "norm", "backbone", "dataset", "preset", "seed")}
+    try:
+        folder.write_environment(registry, parts.device, parts.images.digest)
+        folder.write_summary("running", state.matrix)
+        tell("run", folder=str(folder.path), tasks=len(parts.stream.tasks), notice=parts.images.notice, **names)
+        for task in parts.stream.tasks[state.task :]:
+            tell("task", task=task.index + 1, classes=task.new, seen=task.seen, memory=len(state.memory))
+            if not state.midway:
+                _grow(run, task)
+            for phase in parts.method.phases(task)[state.phase :]:
+                _train(run, task, phase)
+                state.phase, state.epoch, state.best, state.pool, state.optimizer = state.phase + 1, 0, None, None, None
+            state.past = parts.method.remember(parts.net, task, partial(_seen_batches, run, task))
+            state.memory = _memory_with(run, task)
+            state.matrix.append(_accuracies(run, task))
+            state.task, state.phase, state.seconds = task.index + 1, 0, tell.seconds
+            tell("accuracy", task=task.index + 1, accuracy=state.matrix[-1], memory=len(state.memory))
+            folder.write_accuracy(state.matrix)
+            folder.write_summary("running", state.matrix)
+            write_checkpoint(folder.checkpoint, spec.key, state, parts.net, None)
+    except (Exception, KeyboardInterrupt) as error:
+        where = _record_stop(run, error)
+        if isinstance(error, (NonFiniteLoss, NoBatch, OSError)):
+            reason = getattr(error, "strerror", None) or error
+            raise RunStopped(f"{where}: {reason}; what was done is in {folder.path}") from error
+        raise
+    title = f"{spec.method} x {spec.norm}, {spec.backbone}, {spec.dataset}, seed {spec.seed}"
+    draw_figures(folder.path / "figures", state.matrix, title)
+    summary = folder.write_summary("finished", state.matrix, steps=state.steps, seconds=round(tell.seconds, 2))
+    tell("finished", **summary)
+    return Result(folder.path, state.matrix, summary)
+
+
+def _record_stop(run: _Run, error: BaseException) -> str:
+    """Says in the summary why the run stopped, if the disk still takes it; returns where."""
+    where = f"task {run.state.task + 1}, epoch {run.state.epoch + 1}"
+    kind = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+    with suppress(OSError):
+        run.folder.write_summary(kind, run.state.matrix, where=where, reason=str(error) or type(error).__name__)
+    return where
+
+
+def _train(run: _Run, task: Task, phase: Phase) -> None:
+    """The epochs of a phase that are still to be done, a checkpoint after each."""
+    spec, parts, state, net = run.spec, run.parts, run.state, run.parts.net
+    schedule = phase.schedule_in(spec.schedule)
+    if state.pool is None:
+        state.pool = _pool(run, task, phase)
+    engine = Engine(net, parts.method, task, phase, schedule, state.past, spec.seed)
+    if state.optimizer is not None:
+        engine.optimizer.load_state_dict(state.optimizer)
+    for epoch in range(state.epoch, schedule.epochs):
+        plan = _plan(run, task, phase, epoch)
+        engine.start_epoch(epoch)
+        for step, batch in enumerate(_batches(run, plan, (task.index, state.phase, epoch)), 1):
+            net.observe(batch.composition)
+            engine.step(batch)
+            run.tell.step(step, plan.steps, epoch, schedule.epochs)
+        terms = engine.finish_epoch()
+        state.epoch, state.steps, state.seconds = epoch + 1, state.steps + plan.steps, run.tell.seconds
+        state.best = _best(run, task)
+        where = {"task": task.index + 1, "phase": phase.name, "epoch": epoch + 1, "of": schedule.epochs}
+        run.tell("epoch", **where, lr=schedule.rate(epoch), steps=plan.steps, terms=terms)
+        write_checkpoint(run.folder.checkpoint, spec.key, state, net, engine)
+    if state.best is not None:
+        net.load_state_dict(state.best[1])
+
+
+def _grow(run: _Run, task: Task) -> None:
+    """New outputs, drawn from the task's own stream; the method may look at the new classes' embeddings for them."""
+    parts = run.parts
+    embedded = embed(parts.net, parts.train)
+    with initial_weights(run.spec.seed, 1 + task.index):
+        parts.method.grow(parts.net, task, lambda: [embedded(images) for images in parts.stream.by_class(task)])
+    parts.net.to(parts.device)
+
+
+def _pool(run: _Run, task: Task, phase: Phase) -> Tensor:
+    """The images of a phase's first rows: the current ones, or equally many of every seen class."""
+    if phase.rows == "balanced":
+        return _memory_with(run, task).indices
+    current = run.parts.stream.train(task)
+    union = run.spec.protocol.current_rows == "union"
+    return torch.cat([current, run.state.memory.indices]) if union else current
+
+
+def _plan(run: _Run, task: Task, phase: Phase, epoch: int) -> Plan:
+    """The epoch's batches: current rows beside past ones, or, where there is no such cut, rows of one kind."""
+    spec, state = run.spec, run.state
+    assert state.pool is not None
+    rows = sum(spec.rows)
+    sources, composition = [Part(state.pool, rows, phase.rows)], Composition(rows, 0, task.index)
+    if phase.rows == "mixed" and task.index:
+        current, past = spec.rows
+        sources = [Part(state.pool, current, "current"), Part(state.memory.indices, past, "past")]
+        composition = Composition(current, past, task.index)
+    return plan_epoch(sources, composition, spec.protocol, spec.seed, (task.index, state.phase), epoch)
+
+
+def _batches(run: _Run, plan: Plan, position: tuple[int, ...]) -> Iterator[Batch]:
+    """The plan's batches, augmented; ``position`` names the epoch's stream of augmentation."""
+    parts = run.parts
+    views = parts.train.draw(int(plan.draws.max()) + 1, generator(run.spec.seed, "augmentation", *position))
+    views = views[plan.draws].to(parts.device)
+    indices, targets = plan.indices.to(parts.device), parts.stream.targets[plan.indices].to(parts.device)
+    for step in range(plan.steps):
+        yield Batch(parts.train.augmented(indices[step], views[step]), targets[step], plan.composition)
+
+
+def _seen_batches(run: _Run, task: Task) -> Iterator[Batch]:
+    """One pass over all that the task was trained on, current and remembered, for methods that measure something."""
+    spec, state = run.spec, run.state
+    pool = torch.cat([run.parts.stream.train(task), state.memory.indices])
+    rows = sum(spec.rows)
+    composition, position = Composition(rows, 0, task.index), (task.index, state.phase)
+    plan = plan_epoch([Part(pool, rows, "seen")], composition, Protocol(), spec.seed, position, 0)
+    return _batches(run, plan, (*position, 0))
+
+
+def _memory_with(run: _Run, task: Task) -> Memory:
+    """The memory with the task's classes in it, chosen by the network as it is."""
+    protocol = run.spec.protocol
+    return run.state.memory.collect(
+        run.parts.stream.by_class(task),
+        embed(run.parts.net, run.parts.train),
+        per_class(run.spec.memory, task.seen, protocol.budget),
+        protocol.herding,
+        protocol.herd_again,
+    )
+
+
+def _scored(spec: Spec, indices: Tensor) -> Tensor:
+    """The images that count; the released code's loaders drop a last short batch, kept here where there is no other."""
+    rows = sum(spec.rows)
+    whole = len(indices) // rows * rows
+    return indices[:whole] if spec.protocol.test_images == "full" and whole else indices
+
+
+def _accuracies(run: _Run, task: Task) -> list[float]:
+    """Percent of each seen task's test images that get the right class among all seen."""
+    parts, accuracies = run.parts, []
+    for seen in parts.stream.tasks[: task.index + 1]:
+        indices = _scored(run.spec, parts.stream.test(seen))
+        right = predict(parts.net, parts.test, indices).cpu() == parts.stream.test_targets[indices]
+        accuracies.append(100 * int(right.sum()) / len(right))
+    return accuracies
+
+
+def _best(run: _Run, task: Task) -> tuple[float, dict[str, Tensor]] | None:
+    """The best weights of the phase so far, by loss on the current task's held-out images alone; NaN is the worst."""
+    parts, best = run.parts, run.state.best
+    if run.spec.protocol.keep == "last":
+        return None
+    indices = _scored(run.spec, parts.stream.validation(task))
+    loss = held_out_loss(parts.net, parts.train, indices, parts.stream.targets[indices].to(parts.device))
+    loss = math.inf if math.isnan(loss) else loss
+    if best is not None and best[0] <= loss:
+        return best
+    return loss, {name: tensor.clone() for name, tensor in parts.net.state_dict().items()}

@@ -10,13 +10,12 @@ import dataclasses
 import hashlib
 import inspect
 import json
-import types
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 
@@ -25,6 +24,7 @@ from cilnorm.hookspecs import Record
 from cilnorm.method import Method, Schedule
 from cilnorm.protocol import PROTOCOLS, Protocol
 from cilnorm.registry import Registry, Shelf, UnknownName, nearest
+from cilnorm.values import SpecError, coerced, parsed
 
 __all__ = [
     "Settings",
@@ -41,10 +41,6 @@ __all__ = [
 Options = Mapping[str, Any]
 SECTIONS: dict[str, type] = {"augmentation": Augmentation, "schedule": Schedule, "protocol": Protocol}
 PARTS = ("method", "norm", "backbone", "dataset")
-
-
-class SpecError(ValueError):
-    """A run was asked for that can't be; the message is one line for the user."""
 
 
 @dataclass(frozen=True)
@@ -91,12 +87,16 @@ class Spec:
                 f"rows {current}:{past}: the released protocol knows whole ratios only, and {past} does not divide "
                 f"{current}; take rows such as 48:16, or leave protocol.epoch at passes"
             )
-        if self.tasks < 1 or (self.classes is not None and self.tasks > self.classes):
+        if self.tasks < 1:
+            raise SpecError(f"tasks must be at least 1, not {self.tasks}")
+        if self.classes is not None and self.tasks > self.classes:
             raise SpecError(f"{self.classes} classes can't be split into {self.tasks} tasks")
         if self.classes is not None and self.memory < self.classes:
             raise SpecError(f"a memory of {self.memory} can't hold one exemplar of each of {self.classes} classes")
         if self.train_per_class is not None and self.train_per_class < 1:
             raise SpecError(f"train_per_class must be at least 1, not {self.train_per_class}")
+        if not 0 <= self.class_order_seed < 2**32:
+            raise SpecError(f"class_order_seed must be in [0, 2**32), as NumPy wants it, not {self.class_order_seed}")
 
     @property
     def key(self) -> str:
@@ -122,10 +122,12 @@ def read_settings(path: Path | None = None) -> Settings:
     packaged = files("cilnorm") / "registry.yaml"
     beside = Path(__file__).resolve().parent.parent / "registry.yaml"  # where an editable install has it
     source = path or (packaged if packaged.is_file() else beside)
-    content = _yaml(source.read_text(encoding="utf-8"), str(path or "registry.yaml"))
+    content = _names(source.read_text(encoding="utf-8"), str(path or "registry.yaml"))
     _known("section of registry.yaml", content, ("presets", "methods"))
     presets: dict[str, Options] = {}
     for name, values in content.get("presets", {}).items():
+        if "extends" in values:
+            _known("earlier preset", [values["extends"]], presets)
         base = presets[values["extends"]] if "extends" in values else {}
         presets[name] = _merged(base, {key: value for key, value in values.items() if key != "extends"})
     return Settings(presets, content.get("methods", {}))
@@ -139,11 +141,8 @@ def _merged(base: Options, over: Options) -> dict[str, Any]:
     return merged
 
 
-def _yaml(text: str, where: str) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise SpecError(f"{where}: no YAML that can be read: {str(error).splitlines()[0]}") from error
+def _names(text: str, where: str) -> dict[str, Any]:
+    content = parsed(text, where)
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise SpecError(f"{where}: expected names with values, found {type(content).__name__}")
     return content
@@ -188,7 +187,7 @@ def read_spec(path: Path, registry: Registry, **asked: Any) -> Spec:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise SpecError(f"{path}: {getattr(error, 'strerror', None) or 'no text'}") from error
-    return from_mapping(_yaml(text, str(path)), registry, None, asked)
+    return from_mapping(_names(text, str(path)), registry, None, asked)
 
 
 def from_mapping(values: Options, registry: Registry, settings: Settings | None, asked: Options) -> Spec:
@@ -198,7 +197,6 @@ def from_mapping(values: Options, registry: Registry, settings: Settings | None,
         SpecError: as ``resolve``.
     """
     _known("field of a spec", values, [f.name for f in fields(Spec)])
-    asked = {key: value for key, value in asked.items() if value is not None}
     names = {part: asked.get(part, values.get(part)) for part in PARTS}
     records = {part: _record(registry, part, name) for part, name in names.items()}
     space = _space(records)
@@ -213,7 +211,7 @@ def from_mapping(values: Options, registry: Registry, settings: Settings | None,
     if "schedule.epochs" in wanted and "schedule.milestones" not in wanted:
         wanted |= _scaled_milestones(flat, wanted["schedule.epochs"])
     flat |= wanted
-    return _build({key: _coerced(value, space[key], key) for key, value in flat.items()}, records)
+    return _build({key: coerced(value, space[key], key) for key, value in flat.items()}, records)
 
 
 def _record(registry: Registry, part: str, name: object) -> Record:
@@ -270,9 +268,10 @@ def _flatten(values: Options, space: Mapping[str, Any], method: Record) -> dict[
 
 
 def _address(key: str, space: Mapping[str, Any], within: str = "") -> str:
-    """The dotted key that ``key`` means: itself, or the only one that ends in it."""
-    if within + key in space:
-        return within + key
+    """The dotted key that ``key`` means: one ``within``, itself, or the only one that ends in it."""
+    for whole in (within + key, key):
+        if whole in space:
+            return whole
     found = [known for known in space if known.rpartition(".")[2] == key]
     if len(found) > 1:
         raise SpecError(f"{key!r} could be {' or '.join(found)}; say which")
@@ -313,60 +312,6 @@ def _build(flat: Options, records: Mapping[str, Record]) -> Spec:
         return Spec(**{**values, "method_options": dataclasses.asdict(method)})
     except (TypeError, ValueError) as error:
         raise SpecError(str(error)) from error
-
-
-def _coerced(value: Any, hint: Any, key: str) -> Any:
-    """``value`` as ``hint`` wants it; YAML reads 1e-3 as text and a pair as a list.
-
-    Raises:
-        SpecError: it does not fit.
-    """
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Literal:
-        if not any(value == option and type(value) is type(option) for option in arguments):
-            raise SpecError(f"{key}: {value!r} is none of {', '.join(map(str, arguments))}")
-        return value
-    if origin in (typing.Union, types.UnionType):
-        return _coerced_to_any(value, arguments, key)
-    if origin is tuple:
-        return _coerced_tuple(value, arguments, key)
-    if hint is float and not isinstance(value, bool):
-        with_text = value if isinstance(value, (int, float, str)) else None
-        try:
-            number = float(with_text)  # type: ignore[arg-type]
-        except (TypeError, ValueError, OverflowError):
-            number = float("nan")
-        if number - number == 0:
-            return number
-    elif hint in (int, str, bool):
-        if type(value) is hint:
-            return value
-    else:
-        return value
-    raise SpecError(f"{key}: expected {hint.__name__}, found {value!r:.80}")
-
-
-def _coerced_to_any(value: Any, hints: tuple[Any, ...], key: str) -> Any:
-    if value is None and types.NoneType in hints:
-        return None
-    problems = []
-    for hint in (hint for hint in hints if hint is not types.NoneType):
-        try:
-            return _coerced(value, hint, key)
-        except SpecError as error:
-            problems.append(str(error))
-    raise SpecError(problems[0])
-
-
-def _coerced_tuple(value: Any, hints: tuple[Any, ...], key: str) -> tuple[Any, ...]:
-    items = value.replace(":", ",").split(",") if isinstance(value, str) else value
-    if not isinstance(items, (list, tuple)):
-        items = [items]
-    items = [int(item) if isinstance(item, str) and item.strip().lstrip("-").isdecimal() else item for item in items]
-    repeated = len(hints) == 2 and hints[1] is Ellipsis
-    if not repeated and len(items) != len(hints):
-        raise SpecError(f"{key}: expected {len(hints)} values, found {value!r:.80}")
-    return tuple(_coerced(item, hints[0] if repeated else hints[at], key) for at, item in enumerate(items))
 
 
 def to_mapping(spec: Spec) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What the sources share: the cache folder, files that appear whole or not at all, digests, and pickles made harmless."""
+"""What the sources share: the cache folder, files that appear whole or not at all, digests, harmless pickles."""
 
 from __future__ import annotations
 
@@ -99,6 +99,9 @@ class ArrayState:
 
     __slots__ = ("data", "fortran", "kind", "shape")
 
+    def __init__(self) -> None:
+        self.shape = self.kind = self.fortran = self.data = None
+
     def __setstate__(self, state: Any) -> None:
         _, self.shape, dtype, self.fortran, self.data = state
         self.kind = dtype.kind
@@ -106,6 +109,7 @@ class ArrayState:
 
 class _Dtype:
     __slots__ = ("kind",)
+    kind: str | bytes
 
     def __setstate__(self, state: Any) -> None:
         """Byte order and fields: numbers of one byte have none."""

@@ -3,12 +3,15 @@
 A hundred classes of 32x32 colour images that need no download, so that a stream of class-incremental tasks can be seen
 to work anywhere. A light number in the font that Pillow brings along stands on a darker ground; size, slant, weight,
 place, colours, ground, scratches and noise differ from image to image, and none of them depends on the class. Numbers
-have no mirror image: augment with crops (a pad-4 crop keeps nearly all of the ink), not with flips.
+have no mirror image: augment with crops (a pad-4 crop keeps 99.7 % of the ink), not with flips.
 
-@@FIGURES@@
+Measured: all classes trained jointly on the 50,000 images, a ResNet-8 (16, 32, 64 channels) reaches 90.8 % of the
+10,000 test images after 2 epochs (SGD with momentum 0.9, batches of 128, one rate cycle up to 0.1, pad-4 crops). In 90
+steps of 64 rows, ten classes with 100 images each, the same network reaches 26 % and 45 % in two
+such tasks; chance is 10 %.
 
-The drawing uses integers, Pillow and numpy's seeded generators: equal versions give equal bytes. Another Pillow may
-draw a glyph a little differently, therefore the drawn set is kept and its digest stands in every result.
+The same seed gives the same bytes: Pillow 10.1.0 with FreeType 2.13.2 and Pillow 13.0.0 with FreeType 2.14.3 agree.
+Should another version draw a glyph differently, the set's digest tells.
 """
 
 from __future__ import annotations
@@ -34,8 +37,8 @@ SCRATCHES = 2
 DIGEST_BYTES = 32
 
 # Of the 50,000 training images of seed 0, scaled to [0, 1].
-MEAN = (0.3178, 0.3178, 0.3178)
-STD = (0.2136, 0.2136, 0.2136)
+MEAN = (0.3077, 0.3067, 0.3090)
+STD = (0.1999, 0.2003, 0.1998)
 
 
 def build(
@@ -101,7 +104,7 @@ def _load(path: Path, labels: list[np.ndarray]) -> tuple[np.ndarray | None, str,
             sha = _digest(pixels, labels)
             if raw[-DIGEST_BYTES:].tobytes() == bytes.fromhex(sha):
                 return pixels, sha, []
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None, "", []
     except (OSError, ValueError) as error:  # ValueError: cut short between the two looks at it
         return None, "", [f"{path} could not be read ({error}); numerals was drawn anew"]
@@ -117,7 +120,7 @@ def _keep(path: Path, pixels: np.ndarray, sha: str) -> list[str]:
                 file.write(bytes.fromhex(sha))
             part.replace(path)
     except OSError as error:
-        return [f"numerals could not be kept as {path} ({error.strerror}) and will be drawn anew next time"]
+        return [f"numerals could not be kept as {path} ({error.strerror or error}) and will be drawn anew next time"]
     return []
 
 
@@ -129,7 +132,7 @@ def _draw(number: int, split: int, count: int, seed: int) -> np.ndarray:
     shapes, colours, grain = map(np.random.default_rng, np.random.SeedSequence((seed, split, number)).spawn(3))
     numeral, scratches = _masks(f"{number:02d}", shapes.random((count, 7 + 4 * SCRATCHES)))
     paint = colours.integers(0, 256, (count, 17, 1, 1), dtype=np.int32)
-    # Ink is always lighter than the ground: either way round takes too many steps to learn for a demonstration.
+    # Ink is always lighter than the ground, so that a demonstration of few steps has something to show.
     ground, far_ground, ink = paint[:, 0:3] * 130 // 255, paint[:, 3:6] * 130 // 255, 130 + paint[:, 6:9] * 125 // 255
     scratch, slope_x, slope_y = paint[:, 9:12], paint[:, 12:13], paint[:, 13:14]
     opacity = 64 + paint[:, 14:15] * 159 // 255
@@ -181,15 +184,12 @@ def _masks(text: str, knobs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _glyphs(text: str) -> list[Image.Image]:
     """The number in three weights, in the middle of images of twice the side."""
-    from PIL import Image, ImageDraw, ImageFont
+    from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-    font = ImageFont.load_default(36)
-    glyphs = []
-    for weight in range(3):
-        glyph = Image.new("L", (2 * SIDE, 2 * SIDE))
-        ImageDraw.Draw(glyph).text((SIDE, SIDE), text, 255, font, "mm", stroke_width=weight)
-        glyphs.append(glyph)
-    return glyphs
+    glyph = Image.new("L", (2 * SIDE, 2 * SIDE))
+    ImageDraw.Draw(glyph).text((SIDE, SIDE), text, 255, ImageFont.load_default(36), "mm")
+    # Thickened here, because FreeType's own strokes (stroke_width) differ from version to version.
+    return [glyph, glyph.filter(ImageFilter.MaxFilter(3)), glyph.filter(ImageFilter.MaxFilter(5))]
 
 
 @hookimpl

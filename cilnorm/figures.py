@@ -1,4 +1,4 @@
-"""Results -> figures."""
+"""The figures of a run."""
 
 from __future__ import annotations
 

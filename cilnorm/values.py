@@ -1,0 +1,94 @@
+"""Values as people type them -> values as the code declares them."""
+
+from __future__ import annotations
+
+import re
+import types
+import typing
+from typing import Any, Literal
+
+import yaml
+
+__all__ = ["SpecError", "coerced", "parsed"]
+
+
+class SpecError(ValueError):
+    """A run was asked for that can't be; the message is one line for the user."""
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without the numbers to base 60 of version 1.1, which take ``48:16`` for 2896."""
+
+
+INTEGER = "tag:yaml.org,2002:int"
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != INTEGER]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(INTEGER, re.compile(r"[-+]?(0|[1-9][0-9_]*)$"), list("-+0123456789"))
+
+
+def parsed(text: str, where: str) -> Any:
+    """What a YAML text says.
+
+    Raises:
+        SpecError: it can't be read; the message begins with ``where``.
+    """
+    try:
+        return yaml.load(text, _Loader)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise SpecError(f"{where}: no YAML that can be read: {str(error).splitlines()[0]}") from error
+
+
+def coerced(value: Any, hint: Any, key: str) -> Any:
+    """``value`` as ``hint`` wants it; YAML reads 1e-3 as text and a pair as a list.
+
+    Raises:
+        SpecError: it does not fit.
+    """
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        if not any(value == option and type(value) is type(option) for option in arguments):
+            raise SpecError(f"{key}: {value!r} is none of {', '.join(map(str, arguments))}")
+        return value
+    if origin in (typing.Union, types.UnionType):
+        return _to_any(value, arguments, key)
+    if origin is tuple:
+        return _to_tuple(value, arguments, key)
+    if hint is float and not isinstance(value, bool):
+        with_text = value if isinstance(value, (int, float, str)) else None
+        try:
+            number = float(with_text)  # type: ignore[arg-type]
+        except (TypeError, ValueError, OverflowError):
+            number = float("nan")
+        if number - number == 0:
+            return number
+    elif hint in (int, float, str, bool):
+        if type(value) is hint:
+            return value
+    else:
+        return value
+    raise SpecError(f"{key}: expected {hint.__name__}, found {value!r:.80}")
+
+
+def _to_any(value: Any, hints: tuple[Any, ...], key: str) -> Any:
+    if value is None and types.NoneType in hints:
+        return None
+    problems = []
+    for hint in (hint for hint in hints if hint is not types.NoneType):
+        try:
+            return coerced(value, hint, key)
+        except SpecError as error:
+            problems.append(str(error))
+    raise SpecError(problems[0])
+
+
+def _to_tuple(value: Any, hints: tuple[Any, ...], key: str) -> tuple[Any, ...]:
+    items = value.replace(":", ",").split(",") if isinstance(value, str) else value
+    if not isinstance(items, (list, tuple)):
+        items = [items]
+    items = [int(item) if isinstance(item, str) and item.strip().lstrip("-").isdecimal() else item for item in items]
+    repeated = len(hints) == 2 and hints[1] is Ellipsis
+    if not repeated and len(items) != len(hints):
+        raise SpecError(f"{key}: expected {len(hints)} values, found {value!r:.80}")
+    return tuple(coerced(item, hints[0] if repeated else hints[at], key) for at, item in enumerate(items))

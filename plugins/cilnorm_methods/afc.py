@@ -1,0 +1,60 @@
+"""AFC: channels of the stage maps that mattered for the loss of past tasks must not change much.
+
+    L = L_NCA + λ √(seen / new) mean_l,n,c ω_lc ‖ψ(map)_lnc − ψ(old map)_lnc‖,   ω_lc ∝ E Σ_hw (∂L/∂map_lc)²
+
+Kang et al., "Class-Incremental Learning by Knowledge Distillation with Adaptive Feature Consolidation", CVPR 2022,
+https://arxiv.org/abs/2204.00895, section 3. Classifier, its start and both phases are those of PODNet, as in the paper.
+Follows the authors' code, which distils nothing at the embedding: its importance is measured there and never used. One
+departure of ours: the pass that measures importance runs in training mode, on batch statistics, as the authors' code
+does, but on a copy, so it does not move the network's running statistics.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from cilnorm import hookspecs
+from cilnorm.batch import Batch, Task
+from cilnorm.local_similarity import LocalSimilarity
+from cilnorm.losses import channel_importance, nca, weighted_map_distance
+from cilnorm.method import Past, Step
+from cilnorm.network import Network
+
+
+@dataclass(frozen=True)
+class AFC(LocalSimilarity):
+    """Local similarity classifier, maps held by importance."""
+
+    consolidation: float = 4.0  # λ, authors' options for CIFAR-100; 10 on ImageNet
+
+    def loss(self, step: Step) -> dict[str, Tensor]:
+        terms = {"nca": nca(step.out.logits, step.batch.targets, self.margin)}
+        if step.old is not None and step.past is not None:
+            weights = [step.past.tensors[f"importance-{stage}"] for stage in range(len(step.out.maps))]
+            strength = self.consolidation * math.sqrt(step.task.seen / step.task.new)
+            terms["importance-weighted"] = strength * weighted_map_distance(step.out.maps, step.old.maps, weights)
+        return terms
+
+    def remember(self, net: Network, task: Task, batches: Callable[[], Iterable[Batch]]) -> Past:
+        """A frozen copy, and for every stage the channels' importance (C,), 1 on average."""
+        measured = copy.deepcopy(net).train().requires_grad_()
+        sums: list[Tensor] = []
+        for batch in batches():
+            measured.observe(batch.composition)
+            out = measured(batch.images)
+            gradients = torch.autograd.grad(nca(out.logits, batch.targets, self.margin), out.maps)
+            added = [channel_importance(gradient) for gradient in gradients]
+            sums = [a + b for a, b in zip(sums, added, strict=True)] if sums else added
+        teacher = Past(copy.deepcopy(net).eval().requires_grad_(False))
+        return replace(teacher, tensors={f"importance-{stage}": s / s.mean() for stage, s in enumerate(sums)})
+
+
+@hookspecs.hookimpl
+def cilnorm_methods() -> list[hookspecs.Method]:
+    return [hookspecs.Method("afc", AFC, "https://arxiv.org/abs/2204.00895")]

@@ -1,0 +1,52 @@
+"""What many tests share: one thread, the installed plugins beside a tiny fake one, and a tiny spec."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cilnorm.registry import Registry, load
+from cilnorm.spec import Settings, Spec, resolve
+from tests import fake
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = {
+    "method": "ft",
+    "norm": "bn",
+    "backbone": "tiny",
+    "dataset": "blobs",
+    "tasks": 3,
+    "memory": 24,
+    "rows": [12, 4],
+    "augmentation": {"pad": 1, "crop": "random", "flip": True},
+    "schedule": {"epochs": 2, "lr": 0.05, "momentum": 0.9, "milestones": [1]},
+}
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def registry() -> Registry:
+    """Everything that is installed, and the fake plugin; nothing may be amiss."""
+    return load(extra=[fake], strict=True)
+
+
+@pytest.fixture
+def tiny(registry: Registry) -> Callable[..., Spec]:
+    """Makes a spec of three tasks of two classes, with values of one's own."""
+    return lambda **asked: resolve("tiny", registry, Settings({"tiny": TINY}, {}), **asked)
+
+
+@pytest.fixture
+def finished(registry: Registry, tiny: Callable[..., Spec], tmp_path: Path) -> Any:
+    """A finished run of the tiny spec."""
+    from cilnorm.runner import run
+
+    return run(tiny(), tmp_path / "run", device="cpu", registry=registry)

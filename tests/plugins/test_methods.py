@@ -1,0 +1,164 @@
+"""What single methods do beside their losses: how they start, in which phases they learn, what they remember."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cilnorm import hookspecs
+from cilnorm.batch import Batch, Composition, Task
+from cilnorm.losses import nca
+from cilnorm.method import Past, Phase, Schedule
+from cilnorm.network import Network
+from cilnorm.registry import Registry, load
+from cilnorm.runner import run
+from cilnorm.spec import Settings, resolve
+from cilnorm_methods.afc import AFC
+from cilnorm_methods.eeil import EEIL
+from cilnorm_methods.lucir import LUCIR
+from cilnorm_methods.podnet import PODNet
+from cilnorm_methods.ssil import SSIL
+from tests import fake
+from tests.conftest import TINY
+
+SECOND = Task(1, (3, 2))
+
+
+def lucir_net(method: LUCIR, embeddings: list[Tensor]) -> Network:
+    torch.manual_seed(0)
+    net = Network(nn.Linear(3, 4), method.head(4))
+    method.grow(net, Task(0, (3, 2)), lambda: pytest.fail("the first task has nothing to look at"))
+    method.grow(net, SECOND, lambda: embeddings)
+    return net
+
+
+def test_lucir_imprints_the_mean_direction() -> None:
+    embeddings = [torch.randn(7, 4) + 1, 5 * torch.randn(9, 4) - 2]
+    net = lucir_net(LUCIR(), embeddings)
+    old, new = (block.weight.detach() for block in net.head.blocks)
+    length = sum(float(row.square().sum()) ** 0.5 for row in old) / len(old)
+    for row, of_class in zip(new, embeddings, strict=True):
+        direction = sum(x / x.square().sum().sqrt() for x in of_class)
+        torch.testing.assert_close(row, length * direction / direction.square().sum().sqrt())
+
+
+def test_lucir_without_imprinting_starts_at_random_and_looks_at_nothing() -> None:
+    net = lucir_net(LUCIR(imprint=False), [])
+    assert net.head.blocks[1].weight.shape == (2, 4)
+
+
+def test_lucirs_optional_phase_trains_the_classifier_alone() -> None:
+    """Its ImageNet script: 20 of 90 epochs at a tenth of the rate, a tenth of that from the tenth on."""
+    assert LUCIR().phases(SECOND) == (Phase(),)
+    method = LUCIR(balanced_epochs=20 / 90)
+    assert method.phases(Task(0, (3, 2))) == (Phase(),)
+    _, tail = method.phases(SECOND)
+    assert (tail.rows, tail.backbone) == ("balanced", "eval")
+    schedule = tail.schedule_in(Schedule(90, 0.1, milestones=(30, 60)))
+    assert [schedule.rate(epoch) for epoch in (0, 9, 10, 19)] == pytest.approx([0.01, 0.01, 0.001, 0.001])
+    assert schedule.epochs == 20
+    net = lucir_net(method, [torch.randn(5, 4)] * 2)
+    assert [id(p) for p in method.parameters(net, tail)] == [id(p) for p in net.head.parameters()]
+
+
+def test_eeils_phases() -> None:
+    """40 epochs at 0.001 after 160 at 0.1; the released code's are not balanced."""
+    for method, rows in ((EEIL(), "balanced"), (EEIL(balanced_rows="mixed", gradient_noise=0.3), "mixed")):
+        main, tail = method.phases(SECOND)
+        run = Schedule(160, 0.1, milestones=(80, 120), clip=10000)
+        assert main.schedule_in(run) == run
+        assert tail.schedule_in(run) == Schedule(40, 0.1 * 0.01, clip=10000)
+        assert (main.rows, tail.rows) == ("mixed", rows)
+        assert main.gradient_noise == tail.gradient_noise == method.gradient_noise
+        assert len(method.phases(Task(0, (3, 2)))) == 1
+
+
+class Maps(nn.Module):
+    """Two maps and a batch norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm, self.b = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 5, 1)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        first = self.norm(self.a(images))
+        second = self.b(first.relu())
+        return second.mean((2, 3)), [first, second]
+
+
+def test_afc_measures_on_batch_statistics_and_moves_none() -> None:
+    torch.manual_seed(0)
+    method = AFC(proxies=2)
+    net = Network(Maps(), method.head(5)).eval().requires_grad_(False)
+    method.grow(net, Task(0, (3,)), list)
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    batches = [Batch(torch.randn(n, 3, 2, 2), torch.tensor([0, 1, 2] * 2)[:n], Composition(n, 0, 0)) for n in (6, 4)]
+    past = method.remember(net, Task(0, (3,)), lambda: batches)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in past.net.state_dict().items())
+
+    slow = copy.deepcopy(net).train()
+    sums = [torch.zeros(4), torch.zeros(5)]
+    for batch in batches:
+        noise = [torch.zeros_like(each, requires_grad=True) for each in slow(batch.images).maps]
+        first = slow.backbone.norm(slow.backbone.a(batch.images)) + noise[0]
+        second = slow.backbone.b(first.relu()) + noise[1]
+        nca(slow.head(second.mean((2, 3)))[0], batch.targets).backward()
+        for total, each in zip(sums, noise, strict=True):
+            for row in each.grad:
+                total += torch.stack([plane.square().sum() for plane in row]) / len(batch.targets)
+    for stage, total in enumerate(sums):
+        torch.testing.assert_close(past.tensors[f"importance-{stage}"], total / total.mean())
+        assert past.tensors[f"importance-{stage}"].std() > 0.05
+
+
+def test_afc_measures_on_current_and_remembered_images_without_a_cut(tmp_path: Path) -> None:
+    seen: list[list[Batch]] = []
+
+    class Watching(AFC):
+        def remember(self, net: Network, task: Task, batches: Callable[[], Iterable[Batch]]) -> Past:
+            seen.append(list(batches()))
+            return super().remember(net, task, lambda: seen[-1])
+
+    class Plugin:
+        @hookspecs.hookimpl
+        def cilnorm_methods(self) -> list[hookspecs.Method]:
+            return [hookspecs.Method("watching", Watching)]
+
+    registry = load(extra=[fake, Plugin()], strict=True)
+    spec = resolve("tiny", registry, Settings({"tiny": TINY}, {}), method="watching", norm="tbbn", tasks=2)
+    run(spec, tmp_path / "run", device="cpu", registry=registry)
+    for task, batches in enumerate(seen):
+        assert {batch.composition for batch in batches} == {Composition(16, 0, task)}
+        assert len(batches) == -(-(72 + 24 * task) // 16)
+    assert set(torch.cat([batch.targets for batch in seen[1]]).tolist()) == set(range(6))
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "protocol"),
+    [
+        ("eeil", {"distil_newest": False, "balanced_rows": "mixed"}, {"current_rows": "union", "drop_last": True}),
+        ("lucir", {"imprint": False}, {"current_rows": "union", "drop_last": False}),
+        ("ssil", {"distilled": "newest"}, {"current_rows": "task", "drop_last": False, "epoch": "cycle"}),
+        ("podnet", {}, {"herding": "icarl", "herd_again": False, "budget": "floor", "keep": "last"}),
+        ("afc", {}, {"herding": "icarl", "epoch": "passes", "validation": 0.0, "test_images": "all"}),
+    ],
+)
+def test_the_released_protocol(registry: Registry, name: str, fields: dict[str, Any], protocol: dict[str, Any]) -> None:
+    settings = Settings({"tiny": TINY}, {})
+    spec = resolve("tiny", registry, settings, method=name, protocol="released")
+    assert {key: spec.method_options[key] for key in fields} == fields
+    assert {key: getattr(spec.protocol, key) for key in protocol} == protocol
+    corrected = resolve("tiny", registry, settings, method=name)
+    assert all(corrected.method_options[key] != value for key, value in fields.items())
+
+
+def test_aliases(registry: Registry) -> None:
+    builds = {"ss-il": SSIL, "ucir": LUCIR, "eeil": EEIL, "podnet": PODNet, "afc": AFC}
+    assert {name: registry.methods[name].build for name in builds} == builds

@@ -1,0 +1,156 @@
+"""The embedded set: always the same, balanced, and never lost to a bad cache."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from cilnorm_datasets import numerals
+
+SMALL = {"train_per_class": 3, "test_per_class": 2}
+
+
+def kept(root):
+    (path,) = (root / "numerals").iterdir()
+    return path
+
+
+def same(one, other):
+    return one.digest == other.digest and torch.equal(one.train_images, other.train_images)
+
+
+def test_shapes_and_balance(tmp_path):
+    drawn = numerals.build(tmp_path, **SMALL)
+    assert drawn.train_images.shape == (300, 3, 32, 32)
+    assert drawn.test_images.shape == (200, 3, 32, 32)
+    assert drawn.train_images.dtype == drawn.test_images.dtype == torch.uint8
+    assert drawn.train_labels.dtype == drawn.test_labels.dtype == torch.int64
+    assert drawn.train_labels.bincount().tolist() == [3] * 100
+    assert drawn.test_labels.bincount().tolist() == [2] * 100
+    assert drawn.class_names[7] == "07"
+    assert len(set(drawn.class_names)) == 100
+    assert drawn.notice == ""
+
+
+def test_no_two_images_are_alike(tmp_path):
+    drawn = numerals.build(tmp_path, **SMALL)
+    images = torch.cat([drawn.train_images, drawn.test_images]).flatten(1)
+    assert len(images.unique(dim=0)) == 500
+
+
+def test_same_seed_same_bytes_and_another_seed_other_bytes(tmp_path):
+    first = numerals.build(tmp_path / "a", **SMALL)
+    assert same(first, numerals.build(tmp_path / "b", **SMALL))
+    assert not same(first, numerals.build(tmp_path / "a", seed=1, **SMALL))
+
+
+def test_the_drawing_is_what_it_was(tmp_path):
+    """Where the drawing is changed on purpose, raise RECIPE, or users keep the old files."""
+    drawn = numerals.build(tmp_path, **SMALL)
+    assert numerals.RECIPE == 1
+    assert drawn.digest == "2e2f3e386c959c04772cf4d531c01ccee78e71389d9c20906c2e071c60be20f3"
+
+
+def test_a_smaller_set_begins_every_class_of_a_larger_one(tmp_path):
+    small = numerals.build(tmp_path, train_per_class=2, test_per_class=1)
+    large = numerals.build(tmp_path, train_per_class=5, test_per_class=3)
+    assert torch.equal(small.train_images.view(100, 2, -1), large.train_images.view(100, 5, -1)[:, :2])
+    assert torch.equal(small.test_images.view(100, 1, -1), large.test_images.view(100, 3, -1)[:, :1])
+
+
+def test_colour_does_not_tell_the_class(tmp_path):
+    drawn = numerals.build(tmp_path, train_per_class=20, test_per_class=5)
+    colours, asked = drawn.train_images.float().mean((2, 3)), drawn.test_images.float().mean((2, 3))
+    nearest = torch.cdist(asked, colours.view(100, 20, 3).mean(1)).argmin(1)
+    assert (nearest == drawn.test_labels).float().mean() < 0.04  # a hundredth would be chance
+
+
+def test_statistics_are_those_of_the_images(tmp_path):
+    images = numerals.build(tmp_path, train_per_class=20, test_per_class=1).train_images.float() / 255
+    torch.testing.assert_close(images.mean((0, 2, 3)), torch.tensor(numerals.MEAN), atol=0.005, rtol=0)
+    torch.testing.assert_close(images.std((0, 2, 3)), torch.tensor(numerals.STD), atol=0.005, rtol=0)
+
+
+def test_the_second_use_reads_what_the_first_kept(tmp_path, monkeypatch):
+    first = numerals.build(tmp_path, **SMALL)
+    monkeypatch.setattr(numerals, "_draw", lambda *_: pytest.fail("drew again"))
+    again = numerals.build(tmp_path, **SMALL)
+    assert same(first, again)
+    assert again.notice == ""
+
+
+def flip(path, at):
+    raw = bytearray(path.read_bytes())
+    raw[at] ^= 1
+    path.write_bytes(raw)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: flip(path, 1000),
+        lambda path: flip(path, -1),
+        lambda path: os.truncate(path, 5000),
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(path.read_bytes() + b"\0"),
+    ],
+    ids=["pixel", "digest", "truncated", "empty", "longer"],
+)
+def test_a_damaged_file_is_drawn_anew(tmp_path, damage):
+    first = numerals.build(tmp_path, **SMALL)
+    intact = kept(tmp_path).read_bytes()
+    damage(kept(tmp_path))
+    again = numerals.build(tmp_path, **SMALL)
+    assert same(first, again)
+    assert "damaged" in again.notice
+    assert kept(tmp_path).read_bytes() == intact
+    assert numerals.build(tmp_path, **SMALL).notice == ""
+
+
+def test_does_without_a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    drawn = numerals.build(tmp_path / "file", **SMALL)
+    assert same(drawn, numerals.build(tmp_path / "fine", **SMALL))
+    assert "could not be kept" in drawn.notice
+    assert str(tmp_path / "file") in drawn.notice
+
+
+def test_a_failed_write_leaves_nothing_behind(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(numerals.Path, "replace", full)
+    assert "No space left on device" in numerals.build(tmp_path, **SMALL).notice
+    assert list((tmp_path / "numerals").iterdir()) == []
+
+
+def test_two_processes_may_draw_at_once(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from cilnorm_datasets.numerals import build;"
+        "print(build(Path(sys.argv[1]), train_per_class=5, test_per_class=2).digest)"
+    )
+    runs = [subprocess.Popen([sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE) for _ in range(2)]
+    digests = {run.communicate()[0] for run in runs}
+    assert [run.returncode for run in runs] == [0, 0]
+    assert len(digests) == 1
+    again = numerals.build(tmp_path, train_per_class=5, test_per_class=2)
+    assert {again.digest.encode()} == {line.strip() for line in digests}
+    assert again.notice == ""
+    assert kept(tmp_path).is_file()
+
+
+@pytest.mark.parametrize("wrong", [{"train_per_class": 0}, {"test_per_class": -1}, {"seed": -1}])
+def test_refuses_what_cannot_be_drawn(tmp_path, wrong):
+    with pytest.raises(ValueError, match="at least"):
+        numerals.build(tmp_path, **wrong)
+
+
+def test_importing_a_source_imports_nothing_that_only_its_use_needs():
+    code = (
+        "import sys, torch, cilnorm.data, cilnorm.hookspecs; before = set(sys.modules);"
+        "import cilnorm_datasets.numerals, cilnorm_datasets.cifar100;"
+        "print({'PIL', 'rich', 'platformdirs', 'urllib.request', 'tarfile'} & (set(sys.modules) - before))"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"

@@ -1,0 +1,264 @@
+"""Every method on the shelf, and a stranger's, with several norms through two tasks of a tiny stream.
+
+What is written in ``assets/first_losses.json`` are the terms of the first step of each task;
+``python -m tests.test_methods_battery`` writes them anew, after a change that means to change them.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+import math
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from cilnorm import runner
+from cilnorm.batch import Batch, Composition
+from cilnorm.engine import Engine
+from cilnorm.method import Method, Past, Phase, Step
+from cilnorm.registry import Registry, load
+from cilnorm.spec import Settings, resolve
+from tests import fake
+
+STORED = Path(__file__).parent / "assets" / "first_losses.json"
+METHODS = ("ft", "eeil", "lucir", "podnet", "ssil", "afc", "two-phases")
+NORMS = ("bn", "tbbn", "cn", "gn")
+PRESET = {
+    "method": "ft",
+    "norm": "bn",
+    "backbone": "resnet8",
+    "dataset": "blobs",
+    "classes": 4,
+    "tasks": 2,
+    "memory": 16,
+    "rows": [12, 4],
+    "augmentation": {"pad": 1, "crop": "random", "flip": True},
+    "schedule": {"epochs": 1, "lr": 0.05, "momentum": 0.9},
+}
+TERMS = {
+    "ft": {"main": ["ce"]},
+    "eeil": {"main": ["ce", "distill"], "balanced": ["ce", "distill"]},
+    "lucir": {"main": ["ce", "less-forget", "rank"]},
+    "podnet": {"main": ["nca", "pod-spatial", "pod-flat"], "balanced": ["nca", "pod-spatial", "pod-flat"]},
+    "ssil": {"main": ["separated-ce", "taskwise-distill"]},
+    "afc": {"main": ["nca", "importance-weighted"], "balanced": ["nca", "importance-weighted"]},
+    "two-phases": {"main": ["ce", "distil"], "tail": ["ce", "distil"]},
+}
+
+State = dict[str, Tensor]
+
+
+@dataclass
+class Visit:
+    """What an engine saw of one phase."""
+
+    engine: Engine
+    before: State
+    teacher: State
+    after: State = field(default_factory=dict)
+    targets: list[Tensor] = field(default_factory=list)
+    compositions: set[Composition] = field(default_factory=set)
+    terms: list[dict[str, float]] = field(default_factory=list)
+
+    @property
+    def task(self) -> int:
+        return self.engine.task.index
+
+    @property
+    def phase(self) -> Phase:
+        return self.engine.phase
+
+
+@dataclass(frozen=True)
+class Told(Method):
+    """A method that hands its terms on to a listener."""
+
+    inner: Method | None = None
+    listener: Any = None
+
+    def loss(self, step: Step) -> dict[str, Tensor]:
+        assert self.inner is not None
+        terms = self.inner.loss(step)
+        self.listener.append({name: term.item() for name, term in terms.items()})
+        return terms
+
+
+def copied(state: State) -> State:
+    return {name: tensor.clone() for name, tensor in state.items()}
+
+
+def teacher_state(past: Past | None) -> State:
+    return {} if past is None else {**copied(past.net.state_dict()), **copied(dict(past.tensors))}
+
+
+def watched(registry: Registry, method: str, norm: str, **asked: Any) -> list[Visit]:
+    """Runs a cell; what each phase saw."""
+    visits: list[Visit] = []
+
+    class Recorder(Engine):
+        def __init__(self, *arguments: Any, **named: Any) -> None:
+            super().__init__(*arguments, **named)
+            self.visit = Visit(self, copied(self.net.state_dict()), teacher_state(self.past))
+            self.method = Told(self.method, self.visit.terms)
+            visits.append(self.visit)
+
+        def step(self, batch: Batch) -> None:
+            self.visit.targets.append(batch.targets)
+            self.visit.compositions.add(batch.composition)
+            super().step(batch)
+
+        def finish_epoch(self) -> dict[str, float]:
+            self.visit.after = copied(self.net.state_dict())
+            return super().finish_epoch()
+
+    spec = resolve("battery", registry, Settings({"battery": PRESET}, {}), method=method, norm=norm, **asked)
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
+        patch.setattr(runner, "Engine", Recorder)
+        runner.run(spec, Path(folder) / "run", device="cpu", registry=registry)
+    return visits
+
+
+@pytest.fixture(scope="module", params=itertools.product(METHODS, NORMS), ids="-".join)
+def cell(request: pytest.FixtureRequest, registry: Registry) -> tuple[str, str, list[Visit]]:
+    method, norm = request.param
+    return method, norm, watched(registry, method, norm)
+
+
+Cell = tuple[str, str, list[Visit]]
+
+
+def test_every_method_of_the_shelf_is_in_the_battery(registry: Registry) -> None:
+    assert set(METHODS) - {"two-phases"} == set(registry.methods) - {"two-phases", "sour"}
+
+
+def test_terms_are_finite_and_named(cell: Cell) -> None:
+    method, _, visits = cell
+    for visit in visits:
+        for terms in visit.terms:
+            assert all(math.isfinite(value) for value in terms.values()), terms
+            assert list(terms) == (TERMS[method][visit.phase.name] if visit.task else list(terms)[:1])
+    assert [(visit.task, visit.phase.name) for visit in visits] == [(0, "main"), *((1, name) for name in TERMS[method])]
+
+
+def test_nothing_flows_into_the_teacher(cell: Cell) -> None:
+    _, _, visits = cell
+    for visit in visits:
+        past = visit.engine.past
+        if past is None:
+            continue
+        assert not past.net.training
+        assert all(not parameter.requires_grad and parameter.grad is None for parameter in past.net.parameters())
+        assert not any(tensor.requires_grad for tensor in past.tensors.values())
+        for name, tensor in teacher_state(past).items():
+            assert torch.equal(tensor, visit.teacher[name]), name
+        own = {parameter.data_ptr() for parameter in visit.engine.net.parameters()}
+        assert own.isdisjoint(parameter.data_ptr() for parameter in past.net.parameters())
+
+
+def test_what_stands_still_stands_still(cell: Cell, registry: Registry) -> None:
+    method, _, visits = cell
+    asked = registry.methods[method].build()
+    for visit in visits:
+        net = copy.deepcopy(visit.engine.net)
+        net.head.blocks = net.head.blocks[: visit.task + 1]
+        moving = {id(parameter) for parameter in asked.parameters(net, visit.phase)}
+        for name, parameter in net.named_parameters():
+            still = torch.equal(visit.before[name], visit.after[name])
+            if id(parameter) not in moving:
+                assert still, f"{name} moved in {visit.phase.name}"
+        assert any(not torch.equal(visit.before[name], visit.after[name]) for name, _ in net.named_parameters())
+
+
+def test_old_outputs_and_backbones_stand_still_where_the_paper_says_so(cell: Cell) -> None:
+    method, _, visits = cell
+    for visit in visits[1:]:
+        changed = {name for name, tensor in visit.before.items() if not torch.equal(tensor, visit.after[name])}
+        if method in ("lucir", "podnet", "afc") and visit.phase.name == "main":
+            assert not any(name.startswith("head.blocks.0") for name in changed)
+            assert {"head.blocks.1.weight", "head.scale"} <= changed
+        elif visit.phase.name == "main":
+            assert any(name.startswith("head.blocks.0") for name in changed)
+        if method in ("podnet", "afc") and visit.phase.name == "balanced":
+            parameters = {name for name, _ in visit.engine.net.named_parameters()}
+            assert changed & parameters == {"head.blocks.0.weight", "head.blocks.1.weight"}
+
+
+def test_the_balanced_phase_is_balanced_and_the_main_phase_is_not(cell: Cell) -> None:
+    _, _, visits = cell
+    for visit in visits:
+        targets = torch.cat(visit.targets)
+        (composition,) = visit.compositions
+        counts = torch.bincount(targets, minlength=visit.engine.task.seen)
+        if visit.phase.rows == "balanced":
+            assert composition.past == 0
+            assert set(counts.tolist()) == {len(targets) // visit.engine.task.seen}
+        elif visit.task:
+            assert composition == Composition(12, 4, 1)
+            assert all((rows[:12] >= 2).all() and (rows[12:] < 2).all() for rows in visit.targets)
+
+
+def first_losses(visits: list[Visit]) -> list[dict[str, float]]:
+    """The terms of the first step of each task."""
+    return [visit.terms[0] for visit in visits if visit.phase.name == "main"]
+
+
+def test_first_losses_are_those_that_are_stored(cell: Cell) -> None:
+    method, norm, visits = cell
+    stored = json.loads(STORED.read_text(encoding="utf-8"))[method][norm]
+    for terms, expected in zip(first_losses(visits), stored, strict=True):
+        assert terms == pytest.approx(expected, rel=1e-3, abs=1e-5)
+
+
+@pytest.mark.parametrize(("rows", "moves"), [("train", True), ("eval", False)])
+def test_a_backbone_in_evaluation_mode_keeps_its_statistics(registry: Registry, rows: str, moves: bool) -> None:
+    """LUCIR's optional balanced phase holds them; PODNet's lets them go on."""
+    method = {"train": "podnet", "eval": "lucir"}[rows]
+    last = watched(registry, method, "bn", balanced_epochs=1.0)[-1]
+    assert (last.phase.name, last.phase.backbone) == ("balanced", rows)
+    statistics = [name for name in last.before if name.endswith("running_mean")]
+    assert all(torch.equal(last.before[name], last.after[name]) is not moves for name in statistics)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_interrupted_run_ends_with_the_same_bits(registry: Registry, method: str, tmp_path: Path) -> None:
+    """Stopped in the first epoch's middle of the second task's last phase: schedule, rows, teacher, importances."""
+    asked: dict[str, Any] = {} if method in ("ft", "ssil", "two-phases") else {"balanced_epochs": 1.0}
+    asked |= {"gradient_noise": 0.01} if method == "eeil" else {}
+    spec = resolve(
+        "battery", registry, Settings({"battery": PRESET}, {}), method=method, norm="tbbn", epochs=2, **asked
+    )
+    whole = runner.run(spec, tmp_path / "whole", device="cpu", registry=registry)
+    phases = len(registry.methods[method].build(**spec.method_options).phases(runner.Task(1, (2, 2))))
+
+    epochs = itertools.count()
+
+    def stop(event: dict[str, Any]) -> None:
+        if event["event"] == "epoch" and next(epochs) == 2 * phases + 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        runner.run(spec, tmp_path / "cut", device="cpu", registry=registry, watch=[stop])
+    resumed = runner.resume(tmp_path / "cut", device="cpu", registry=registry)
+    assert resumed.matrix == whole.matrix
+    ends = [torch.load(run.folder / "checkpoints" / "last.pt", weights_only=True) for run in (whole, resumed)]
+    for name, tensor in ends[0]["net"].items():
+        assert torch.equal(tensor, ends[1]["net"][name]), name
+
+
+def main() -> None:
+    """Writes the stored losses anew."""
+    torch.set_num_threads(1)
+    registry = load(extra=[fake])
+    cells = {m: {n: first_losses(watched(registry, m, n)) for n in NORMS} for m in METHODS}
+    STORED.write_text(json.dumps(cells, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""registry.yaml: every name resolves, every key is a field, no value repeats a default or what it extends."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pytest
+import yaml
+
+from cilnorm.registry import Registry, load
+from cilnorm.spec import SECTIONS, Settings, Spec, read_settings, resolve
+from tests.conftest import ROOT
+
+CONTENT = yaml.safe_load((ROOT / "registry.yaml").read_text(encoding="utf-8"))
+PRESETS: dict[str, dict[str, Any]] = CONTENT["presets"]
+PARTS = ("method", "norm", "backbone", "dataset")
+
+
+@pytest.fixture(scope="module")
+def shelves() -> Registry:
+    return load(strict=True)
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and their values."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def defaults(preset: Mapping[str, Any], registry: Registry) -> dict[str, Any]:
+    """Every key that a preset may set, and the value that it has otherwise."""
+    found = {
+        field.name: field.default for field in dataclasses.fields(Spec) if field.default is not dataclasses.MISSING
+    }
+    for section, made in SECTIONS.items():
+        found |= {f"{section}.{field.name}": field.default for field in dataclasses.fields(made)}
+    for shelf in registry.shelves:
+        build = shelf[preset[shelf.kind]].build
+        found |= {f"{shelf.kind}_options.{p.name}": p.default for p in inspect.signature(build).parameters.values()}
+    return found
+
+
+def plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_resolves(name: str, shelves: Registry) -> None:
+    spec = resolve(name, shelves)
+    assert spec.preset == name
+    whole = read_settings().presets[name]
+    assert whole["about"]
+    for part in PARTS:
+        assert whole[part] == getattr(spec, part), "presets use names, not aliases"
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("method", sorted(load().methods))
+def test_a_preset_resolves_with_every_method(name: str, method: str, shelves: Registry) -> None:
+    for protocol in (None, "released"):
+        asked = {"protocol": protocol} if protocol else {}
+        assert resolve(name, shelves, method=method, **asked).method == method
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_sets_known_keys_to_other_values_than_the_defaults(name: str, shelves: Registry) -> None:
+    own = {key: value for key, value in PRESETS[name].items() if key not in ("about", "extends")}
+    base = read_settings().presets.get(PRESETS[name].get("extends", ""), {})
+    otherwise = defaults(read_settings().presets[name], shelves)
+    inherited = dict(flat(base))
+    for key, value in flat(own):
+        if key in PARTS:
+            continue
+        assert key in otherwise, f"{name}: {key} is no field"
+        if key in inherited:
+            assert inherited[key] != value, f"{name}: {key} repeats what it extends"
+        else:
+            assert plain(otherwise[key]) != value, f"{name}: {key} repeats its default"
+
+
+def test_a_methods_values_are_fields_of_it_and_no_defaults(shelves: Registry) -> None:
+    for method, presets in CONTENT["methods"].items():
+        record = shelves.methods[method]
+        assert record.name == method, "registry.yaml uses names, not aliases"
+        fields = {field.name: field.default for field in dataclasses.fields(record.build)}  # type: ignore[arg-type]
+        for preset, values in presets.items():
+            assert preset in PRESETS, f"methods.{method}: no preset {preset}"
+            spec = resolve(preset, shelves, method=method)
+            plainly = resolve(preset, shelves, Settings(read_settings().presets, {}), method=method)
+            assert spec != plainly
+            for key, value in flat(values):
+                if key in fields:
+                    assert plain(fields[key]) != value, f"methods.{method}.{preset}: {key} repeats its default"
+                    assert plain(spec.method_options[key]) == value
