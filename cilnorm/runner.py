@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -27,6 +28,7 @@ from cilnorm.protocol import NoBatch, Part, Plan, Protocol, plan_epoch
 from cilnorm.registry import Registry
 from cilnorm.spec import Spec, read_spec
 from cilnorm.streams import generator, initial_weights
+from cilnorm.tuning import Trial, tuned
 
 __all__ = ["Result", "RunStopped", "resume", "run"]
 
@@ -77,8 +79,13 @@ def run(
     """
     registry = registry or registries.load()
     on = pick_device(device)
+    path = Path(out) if out else _default_folder(spec)
+    RunFolder.check(path, overwrite)
+    spec, trials = _tuned(spec, registry, on, data_root, watch)
     parts = assemble(spec, registry, on, data_root)
-    folder = RunFolder.create(Path(out) if out else _default_folder(spec), spec, overwrite)
+    folder = RunFolder.create(path, spec, overwrite)
+    if trials:
+        folder.write_tuning(trials)
     return _learn(_Run(spec, parts, State(), folder, _Teller(folder, watch)), registry)
 
 
@@ -103,6 +110,23 @@ def resume(
     if home.checkpoint.exists():
         state = read_checkpoint(home.checkpoint, spec.key, parts.net, parts.stream.tasks)
     return _learn(_Run(spec, parts, state, home, _Teller(home, watch, state.seconds)), registry)
+
+
+def _tuned(
+    spec: Spec, registry: Registry, device: torch.device, data_root: Path | None, watch: Sequence[Watcher]
+) -> tuple[Spec, list[Trial]]:
+    """Options that are to be chosen on held-out images, chosen by short runs whose folders are thrown away."""
+
+    def score(trial: Spec) -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            parts = assemble(trial, registry, device, data_root)
+            home = RunFolder.create(Path(folder) / "trial", trial)
+            accuracy = _learn(_Run(trial, parts, State(), home, _Teller(home, ())), registry).summary["A_f"]
+        for watcher in watch:
+            watcher({"event": "trial", "options": dict(trial.norm_options), "accuracy": accuracy})
+        return float(accuracy)
+
+    return tuned(spec, registry, score)
 
 
 def _default_folder(spec: Spec) -> Path:
@@ -153,8 +177,8 @@ def _learn(run: _Run, registry: Registry) -> Result:
     try:
         folder.write_environment(registry, parts.device, parts.images.digest)
         folder.write_summary("running", state.matrix, state.by_head)
-        tell("run", folder=str(folder.path), tasks=len(parts.stream.tasks), notice=parts.images.notice, **names)
-        for task in parts.stream.tasks[state.task :]:
+        tell("run", folder=str(folder.path), tasks=spec.stop_after or spec.tasks, notice=parts.images.notice, **names)
+        for task in parts.stream.tasks[state.task : spec.stop_after]:
             tell("task", task=task.index + 1, classes=task.new, seen=task.seen, memory=len(state.memory))
             if not state.midway:
                 _grow(run, task)
@@ -303,11 +327,14 @@ def _evaluate(run: _Run, task: Task) -> dict[str, list[float]]:
 
 
 def _accuracies(run: _Run, task: Task, means: Tensor | None = None) -> list[float]:
-    """Percent of each seen task's test images that get the right class among all seen; see ``engine.predict``."""
-    parts, accuracies = run.parts, []
-    for seen in parts.stream.tasks[: task.index + 1]:
-        indices = _scored(run.spec, parts.stream.test(seen))
-        right = predict(parts.net, parts.test, indices, means).cpu() == parts.stream.test_targets[indices]
+    """Percent of each seen task's test or held-out images that get the right class, see ``predict``."""
+    parts, stream, accuracies = run.parts, run.parts.stream, []
+    images, pixels, targets = stream.test, parts.test, stream.test_targets
+    if run.spec.protocol.score == "validation":
+        images, pixels, targets = stream.validation, parts.train, stream.targets
+    for seen in stream.tasks[: task.index + 1]:
+        indices = _scored(run.spec, images(seen))
+        right = predict(parts.net, pixels, indices, means).cpu() == targets[indices]
         accuracies.append(100 * int(right.sum()) / len(right))
     return accuracies
 

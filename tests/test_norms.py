@@ -187,6 +187,18 @@ def test_tools_for_batch_norm_leave_the_shelf_alone(name: str, tool: Any) -> Non
     assert all(one is other for one, other in zip(before, after, strict=True))
 
 
+def test_a_batch_norm_of_a_stranger_stays_what_it_is_when_fused() -> None:
+    class Doubled(nn.BatchNorm2d):
+        """Twice as large."""
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(x)
+
+    layer = norm_act_factory(Norm("doubled", Doubled), "relu")(4)
+    x = torch.randn(6, 4, 2, 2)
+    torch.testing.assert_close(layer(x), nn.BatchNorm2d(4)(x).relu() * 2)
+
+
 @pytest.mark.parametrize("tool", TOOLS[1:])
 def test_tools_of_timm_keep_the_activation_of_fused_batch_norm(tool: Any) -> None:
     fused = tool(norm_act_factory("bn", "silu")(8))

@@ -16,16 +16,6 @@ from torch.nn import functional as F
 from cilnorm.hookspecs import Backbone, hookimpl
 
 MODELS = ("resnet18", "resnet34", "resnet50")
-    "resnet10t",
-    "resnet14t",
-    "resnet18",
-    "resnet18d",
-    "resnet26",
-    "resnet26d",
-    "resnet34",
-    "resnet50",
-    "resnet101",
-)
 
 
 class TimmResNet(nn.Module):

@@ -1,0 +1,1 @@
+"""A norm for cilnorm in a distribution of its own."""
