@@ -22,7 +22,7 @@ class Display:
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(highlight=False)
         self._tasks, self._task, self._seen = 0, 0, 0
-        self._terms = ""
+        self._terms, self._accuracy = "", ""
         self._printed = time.monotonic()
         self._bar: Progress | None = None
         self._handle: Any = None
@@ -80,7 +80,7 @@ class Display:
             completed=UNITS * (self._task - 1 + within),
             at=f"{self._task}/{self._tasks}",
             epoch=f"epoch {event['epoch']}/{event['epochs']} step {event['step']}/{event['of']}",
-            terms=self._terms,
+            terms=self._terms + self._accuracy,
         )
 
     def _on_epoch(self, event: dict[str, Any]) -> None:
@@ -97,6 +97,7 @@ class Display:
     def _on_accuracy(self, event: dict[str, Any]) -> None:
         row = event["accuracy"]
         cells = "".join(f"{value:6.1f}" for value in row)
+        self._accuracy = f"  accuracy {sum(row) / len(row):.1f} %"
         self._print(f"task {event['task']:>2}: [bold]{sum(row) / len(row):6.1f}[/]{cells}")
 
     def _on_finished(self, event: dict[str, Any]) -> None:
