@@ -112,9 +112,17 @@ class RunFolder:
             writer.writerow([t + 1, *(repr(value) for value in row), *[""] * (len(rows) - len(row))])
         write_atomically(self.path / "accuracy.csv", text.getvalue())
 
-    def write_summary(self, state: str, rows: Sequence[Sequence[float]], **facts: Any) -> dict[str, Any]:
-        """summary.json: the run's state, its metrics in percent once a task is learned, and further facts."""
+    def write_summary(
+        self, state: str, rows: Sequence[Sequence[float]], by_head: Sequence[Sequence[float]] = (), **facts: Any
+    ) -> dict[str, Any]:
+        """summary.json: the run's state, its metrics in percent once a task is learned, and further facts.
+
+        Args:
+            by_head: the head's rows where another classifier's fill the matrix; their metrics go under its name.
+        """
         summary = {"state": state, **(summarise(as_matrix(rows)) if rows else {}), **facts}
+        if by_head:
+            summary["by_head"] = summarise(as_matrix(by_head))
         write_atomically(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
         return summary
 

@@ -101,6 +101,10 @@ class Display:
         self._print(f"task {event['task']:>2}: [bold]{sum(row) / len(row):6.1f}[/]{cells}")
 
     def _on_finished(self, event: dict[str, Any]) -> None:
-        names = ("A_f", "A_a", "F", "forgetting", "A_l")
-        figures = "  ".join(f"{name} [bold]{event[name]:.2f}[/]" for name in names)
-        self._print(f"{figures}  ({event['steps']} steps, {event['seconds']:.0f} s)")
+        self._print(f"{_figures(event)}  ({event['steps']} steps, {event['seconds']:.0f} s)")
+        if "by_head" in event:
+            self._print(f"{_figures(event['by_head'])}  (by the head, beside the nearest mean of exemplars)")
+
+
+def _figures(metrics: dict[str, Any]) -> str:
+    return "  ".join(f"{name} [bold]{metrics[name]:.2f}[/]" for name in ("A_f", "A_a", "F", "forgetting", "A_l"))

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -55,6 +55,9 @@ class Spec:
         classes: use only the first so many of the class order; None for all.
         memory: exemplars kept in all.
         rows: current and past rows of a mixed batch; the first task's batches have their sum.
+        classifier: whose predictions fill the accuracy matrix: the method's own ``head``, or ``nme``, the nearest mean
+            of exemplars. With ``nme`` the head is scored too: the log has its row beside each of the matrix, the
+            summary its metrics, both under ``by_head``.
         train_per_class: use only so many training images of a class; None for all.
         seed: of everything random but the order of classes, which ``class_order_seed`` draws.
     """
@@ -69,6 +72,7 @@ class Spec:
     classes: int | None = None
     memory: int = 2000
     rows: tuple[int, int] = (48, 16)
+    classifier: Literal["head", "nme"] = "head"
     train_per_class: int | None = None
     seed: int = 0
     class_order_seed: int = 0
