@@ -175,7 +175,7 @@ def test_null_takes_a_presets_value_back(tmp_path: Path) -> None:
 BAD: dict[str, tuple[list[str], str]] = {
     "norm": (["--norm", "tbn"], "no norm called 'tbn'; did you mean 'tbbn'? there are "),
     "method": (["--method", "fft"], "no method called 'fft'; did you mean 'ft'? there are "),
-    "backbone": (["--backbone", "rasnet32"], "no backbone called 'rasnet32'; did you mean 'resnet32'? there are "),
+    "backbone": (["--backbone", "resnte32"], "no backbone called 'resnte32'; did you mean 'resnet32'? there are "),
     "dataset": (["--dataset", "numeral"], "no dataset called 'numeral'; did you mean 'numerals'? there are "),
     "preset": (["--preset", "cifar"], "no preset called 'cifar'; did you mean 'cifar100'? there are "),
     "protocol": (["--protocol", "x"], "no protocol called 'x'; there are corrected, released"),
