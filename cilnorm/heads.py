@@ -58,12 +58,15 @@ class Linear(Head):
 class Cosine(Head):
     """scores = cos(f, w), logits = σ · scores, with one learned σ for all blocks.
 
-    Hou et al., LUCIR, CVPR 2019, section 3.2. Weights start uniform in ±1/√dim, σ at 1.
+    Hou et al., LUCIR, CVPR 2019, section 3.2. Weights start uniform in ±1/√dim.
+
+    Args:
+        scale: σ at the start; 1 in every released code.
     """
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, scale: float = 1.0) -> None:
         super().__init__(dim)
-        self.scale = nn.Parameter(torch.ones(1))
+        self.scale = nn.Parameter(torch.full((1,), scale))
 
     def grow(self, classes: int) -> None:
         self.blocks.append(nn.Linear(self.dim, classes, bias=False))  # torch's own start is that very interval
@@ -79,17 +82,18 @@ class Proxies(Head):
         raw_ck = −‖f̂ − ŵ_ck‖²,   scores_c = Σ_k softmax_k(raw_c) raw_ck,   logits = η · scores
 
     Douillard et al., PODNet, https://arxiv.org/abs/2004.13513, section 3.2, with the authors' code's distance in
-    place of the paper's cosine (raw = 2 cos − 2). Rows are class-major: the proxies of a class stand together. The
-    learned η starts at 1, rows as in Kaiming et al. for a linear layer.
+    place of the paper's cosine (raw = 2 cos − 2). Rows are class-major: the proxies of a class stand together. They
+    start normal with a deviation of 1/√dim.
 
     Args:
         proxies: a class.
+        scale: the learned η at the start; 1 in the authors' code.
     """
 
-    def __init__(self, dim: int, proxies: int = 10) -> None:
+    def __init__(self, dim: int, proxies: int = 10, scale: float = 1.0) -> None:
         super().__init__(dim)
         self.proxies = proxies
-        self.scale = nn.Parameter(torch.ones(1))
+        self.scale = nn.Parameter(torch.full((1,), scale))
 
     def grow(self, classes: int) -> None:
         block = nn.Linear(self.dim, classes * self.proxies, bias=False)

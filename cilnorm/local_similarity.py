@@ -74,6 +74,7 @@ class LocalSimilarity(Method):
 
     Attributes:
         proxies: a class (section 3.2).
+        scale: η at the start; the authors' 1.
         margin: of the NCA loss (section 3.2). Inert, see ``losses.nca``.
         balanced_epochs: length of the second phase; the authors' 20 of 160.
         balanced_lr: its rate; the authors' 0.05 of 0.1.
@@ -92,12 +93,13 @@ class LocalSimilarity(Method):
     }
 
     proxies: int = 10
+    scale: float = 1.0
     margin: float = 0.6
     balanced_epochs: float = 0.125
     balanced_lr: float = 0.5
 
     def head(self, dim: int) -> Head:
-        return Proxies(dim, self.proxies)
+        return Proxies(dim, self.proxies, self.scale)
 
     def grow(self, net: Network, task: Task, new_images: Callable[[], list[Tensor]]) -> None:
         """Later tasks' proxies start as k-means centres of their classes' unit embeddings, as long as the old ones are.

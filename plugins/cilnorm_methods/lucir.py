@@ -39,12 +39,13 @@ class LUCIR(Method):
     rank: float = 1.0  # section 3.5 gives the term no weight of its own
     rank_margin: float = 0.5  # m, section 4.1
     rank_k: int = 2  # K, section 4.1
+    scale: float = 1.0  # σ at the start, the authors' code
     imprint: bool = True  # the authors' code
     balanced_epochs: float = 0.0  # class-balanced fine-tuning; the authors' ImageNet script: 20 of 90, so 0.22
     balanced_lr: float = 0.1
 
     def head(self, dim: int) -> Head:
-        return Cosine(dim)
+        return Cosine(dim, self.scale)
 
     def grow(self, net: Network, task: Task, new_images: Callable[[], list[Tensor]]) -> None:
         """New weights start along the mean direction of their class, as long as the old ones are on average."""

@@ -170,6 +170,12 @@ def test_the_authors_schedule_on_cifar100(registry: Registry, name: str, preset:
     assert resolve(preset, registry, method="lucir").schedule.clip == 0
 
 
+@pytest.mark.parametrize("method", [LUCIR, PODNet, AFC])
+def test_the_scale_starts_at_one_unless_told_otherwise(method: type[LUCIR] | type[PODNet] | type[AFC]) -> None:
+    assert method().head(4).scale.tolist() == [1]
+    assert method(scale=5.0).head(4).scale.tolist() == [5]
+
+
 def test_aliases(registry: Registry) -> None:
     builds = {"ss-il": SSIL, "ucir": LUCIR, "eeil": EEIL, "podnet": PODNet, "afc": AFC}
     assert {name: registry.methods[name].build for name in builds} == builds
