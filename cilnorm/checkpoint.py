@@ -36,6 +36,7 @@ class State:
     Attributes:
         memory, past: what is kept of the tasks before.
         matrix: accuracies in percent, one row a finished task.
+        by_head: the same for the head where another classifier fills the matrix.
         steps: updates taken so far.
         best: lowest held-out loss of the phase and the weights that had it (``keep: best`` only).
         pool: images of the phase's first rows, chosen when the phase began.
@@ -48,6 +49,7 @@ class State:
     memory: Memory = field(default_factory=Memory)
     past: Past | None = None
     matrix: list[list[float]] = field(default_factory=list)
+    by_head: list[list[float]] = field(default_factory=list)
     steps: int = 0
     seconds: float = 0.0
     best: tuple[float, dict[str, torch.Tensor]] | None = None
@@ -74,6 +76,7 @@ def write_checkpoint(path: Path, key: str, state: State, net: Network, engine: E
         "past": None if state.past is None else state.past.net.state_dict(),
         "past_tensors": {} if state.past is None else dict(state.past.tensors),
         "matrix": state.matrix,
+        "by_head": state.by_head,
         "steps": state.steps,
         "seconds": state.seconds,
         "best": None if state.best is None else list(state.best),
@@ -107,7 +110,7 @@ def read_checkpoint(path: Path, key: str, net: Network, tasks: tuple[Task, ...])
 def _restored(content: dict[str, Any], net: Network, tasks: tuple[Task, ...]) -> State:
     task, phase, epoch = content["position"]
     state = State(task, phase, epoch, Memory(tuple(content["memory"])))
-    for name in ("matrix", "steps", "seconds", "pool", "optimizer"):
+    for name in ("matrix", "by_head", "steps", "seconds", "pool", "optimizer"):
         setattr(state, name, content[name])
     for earlier in tasks[:task]:
         net.head.grow(earlier.new)

@@ -44,6 +44,7 @@ def run_command(
     epochs: Annotated[int | None, typer.Option(help="Epochs a task; milestones scale along.")] = None,
     memory: Annotated[int | None, typer.Option(help="Exemplars kept in all.")] = None,
     rows: Annotated[str | None, typer.Option(help="Current:past rows of a batch, 48:16 say.")] = None,
+    classifier: Annotated[str | None, typer.Option(help="head, or nme: nearest mean of exemplars.")] = None,
     train_per_class: Annotated[int | None, typer.Option(help="Use so many training images of a class.")] = None,
     protocol: Annotated[str | None, typer.Option(help="corrected (the paper) or released (its code).")] = None,
     device: Device = "auto",
@@ -58,7 +59,7 @@ def run_command(
     asked = {
         "method": method, "norm": norm, "backbone": backbone, "dataset": dataset, "seed": seed,
         "class_order_seed": class_order_seed, "tasks": tasks, "epochs": epochs, "memory": memory, "rows": rows,
-        "train_per_class": train_per_class, "protocol": protocol,
+        "classifier": classifier, "train_per_class": train_per_class, "protocol": protocol,
     }  # fmt: skip
     asked = {key: value for key, value in asked.items() if value is not None}
 

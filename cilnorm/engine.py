@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from cilnorm.method import Method, Past, Phase, Schedule, Step
 from cilnorm.network import Network
 from cilnorm.streams import generator
 
-__all__ = ["Engine", "NonFiniteLoss", "embed", "held_out_loss", "predict"]
+__all__ = ["Engine", "NonFiniteLoss", "class_means", "embed", "held_out_loss", "predict"]
 
 EVALUATION_ROWS = 256
 
@@ -107,18 +107,48 @@ class Engine:
         return means
 
 
-def _in_batches(net: Network, pixels: Pixels, indices: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """(embedding, logits) of the images as they are, network in evaluation mode."""
+def _in_batches(
+    net: Network, pixels: Pixels, indices: Tensor, mirrored: bool = False
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """(embedding, logits) of the images as they are, or left to right, network in evaluation mode."""
     net.eval()
     with torch.no_grad():
         for some in indices.split(EVALUATION_ROWS):
-            out = net(pixels.clean(some))
+            images = pixels.clean(some)
+            out = net(images.flip(3) if mirrored else images)
             yield out.embedding, out.logits
 
 
-def predict(net: Network, pixels: Pixels, indices: Tensor) -> Tensor:
-    """The class (n,) that the network gives each image, among all it has seen."""
-    return torch.cat([logits.argmax(1) for _, logits in _in_batches(net, pixels, indices)])
+def predict(net: Network, pixels: Pixels, indices: Tensor, means: Tensor | None = None) -> Tensor:
+    """The class (n,) that the network gives each image, among all it has seen.
+
+    Args:
+        means: unit vectors (seen, dim) of ``class_means``: the nearest one to the unit embedding decides, in place of
+            the largest logit.
+    """
+    batches = _in_batches(net, pixels, indices)
+    if means is None:
+        return torch.cat([logits.argmax(1) for _, logits in batches])
+    return torch.cat([torch.cdist(F.normalize(embedding, dim=1), means).argmin(1) for embedding, _ in batches])
+
+
+def class_means(net: Network, pixels: Pixels, exemplars: Sequence[Tensor]) -> Tensor:
+    """The direction of each class: its exemplars' mean unit embedding.
+
+    iCaRL, https://arxiv.org/abs/1611.07725, algorithm 1. Mirror images count as well if training mirrors; the code of
+    iCaRL, and of all that stem from it, lets them count always, and always mirrors in training.
+
+    Args:
+        exemplars: indices, one tensor a class.
+
+    Returns:
+        Unit vectors (classes, dim).
+    """
+    means, mirrorings = [], (False, True) if pixels.augmentation.flip else (False,)
+    for indices in exemplars:
+        ways = [torch.cat([e for e, _ in _in_batches(net, pixels, indices, mirrored)]) for mirrored in mirrorings]
+        means.append(F.normalize(torch.cat(ways), dim=1).mean(0))
+    return F.normalize(torch.stack(means), dim=1)
 
 
 def embed(net: Network, pixels: Pixels) -> Callable[[Tensor], Tensor]:

@@ -8,6 +8,7 @@ hold those.
 from __future__ import annotations
 
 import csv
+import dataclasses
 import importlib.metadata
 import io
 import json
@@ -43,6 +44,20 @@ class RunFolder:
         self.path = path
         self.checkpoint = path / "checkpoints" / "last.pt"
 
+    @staticmethod
+    def check(path: Path, overwrite: bool = False) -> None:
+        """Raises FolderError if ``path`` holds a run that must not be replaced, or other files."""
+        try:
+            if path.exists() and any(path.iterdir()):
+                if not (path / MARK).is_file():
+                    raise FolderError(f"{path} holds other files; give --out a new folder")
+                if not overwrite:
+                    raise FolderError(f"{path} holds a run already; resume it, or give --overwrite or another --out")
+        except FolderError:
+            raise
+        except OSError as error:
+            raise FolderError(f"can't write the run folder {path}: {error.strerror or error}") from error
+
     @classmethod
     def create(cls, path: Path, spec: Spec, overwrite: bool = False) -> RunFolder:
         """A new folder with the spec in it.
@@ -50,19 +65,14 @@ class RunFolder:
         Raises:
             FolderError: it holds a run already, or other files, or can't be written.
         """
+        cls.check(path, overwrite)
+        folder = cls(path)
         try:
-            if path.exists() and any(path.iterdir()):
-                if not (path / MARK).is_file():
-                    raise FolderError(f"{path} holds other files; give --out a new folder")
-                if not overwrite:
-                    raise FolderError(f"{path} holds a run already; resume it, or give --overwrite or another --out")
+            if path.exists():
                 shutil.rmtree(path)
-            folder = cls(path)
             folder.checkpoint.parent.mkdir(parents=True, exist_ok=True)
             (path / "figures").mkdir(exist_ok=True)
             write_atomically(path / MARK, to_yaml(spec))
-        except FolderError:
-            raise
         except OSError as error:
             raise FolderError(f"can't write the run folder {path}: {error.strerror or error}") from error
         return folder
@@ -88,6 +98,11 @@ class RunFolder:
         }
         write_atomically(self.path / "environment.json", json.dumps(environment, indent=2) + "\n")
 
+    def write_tuning(self, trials: Sequence[Any]) -> None:
+        """tuning.json: what was tried for options chosen on held-out images (dataclasses), in order."""
+        rows = [dataclasses.asdict(trial) for trial in trials]
+        write_atomically(self.path / "tuning.json", json.dumps(rows, indent=2) + "\n")
+
     def write_accuracy(self, rows: Sequence[Sequence[float]]) -> None:
         """accuracy.csv: row t, column u is the accuracy in percent on task u after learning task t, from 1."""
         text = io.StringIO()
@@ -97,9 +112,17 @@ class RunFolder:
             writer.writerow([t + 1, *(repr(value) for value in row), *[""] * (len(rows) - len(row))])
         write_atomically(self.path / "accuracy.csv", text.getvalue())
 
-    def write_summary(self, state: str, rows: Sequence[Sequence[float]], **facts: Any) -> dict[str, Any]:
-        """summary.json: the run's state, its metrics in percent once a task is learned, and further facts."""
+    def write_summary(
+        self, state: str, rows: Sequence[Sequence[float]], by_head: Sequence[Sequence[float]] = (), **facts: Any
+    ) -> dict[str, Any]:
+        """summary.json: the run's state, its metrics in percent once a task is learned, and further facts.
+
+        Args:
+            by_head: the head's rows where another classifier's fill the matrix; their metrics go under its name.
+        """
         summary = {"state": state, **(summarise(as_matrix(rows)) if rows else {}), **facts}
+        if by_head:
+            summary["by_head"] = summarise(as_matrix(by_head))
         write_atomically(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
         return summary
 

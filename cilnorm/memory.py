@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 __all__ = ["HERDINGS", "Memory", "herd_greedy", "herd_icarl", "per_class"]
 
@@ -43,17 +44,24 @@ def herd_greedy(features: Tensor, count: int) -> Tensor:
     Returns:
         (min(count, n),) int64 indices into the rows.
     """
-    rows = F.normalize(features.double(), dim=1)
-    squares = rows.square().sum(1)
-    mean, total = rows.mean(0), torch.zeros_like(rows[0])
-    picked = torch.empty(min(count, len(rows)), dtype=torch.long, device=rows.device)
-    for k in range(len(picked)):
-        cost = squares + 2 * (rows @ (total - (k + 1) * mean))
-        best = cost.argmin()
-        picked[k] = best
-        squares[best] = torch.inf
-        total = total + rows[best]
-    return picked
+    return _each_greedily([features], count)[0]
+
+
+def _each_greedily(features: Sequence[Tensor], count: int) -> list[Tensor]:
+    """``herd_greedy`` of several classes side by side: a step is one product, and nothing is read back."""
+    units = [F.normalize(of_class.double(), dim=1) for of_class in features]
+    sizes = [len(of_class) for of_class in units]
+    rows = pad_sequence(units, batch_first=True)
+    squares = pad_sequence([of_class.square().sum(1) for of_class in units], True, torch.inf)
+    mean = torch.stack([of_class.mean(0) for of_class in units])
+    total, picked = torch.zeros_like(mean), []
+    for k in range(min(count, max(sizes))):
+        cost = squares + 2 * (rows @ (total - (k + 1) * mean).unsqueeze(2))[..., 0]
+        best = cost.argmin(1, keepdim=True)
+        picked.append(best)
+        squares.scatter_(1, best, torch.inf)
+        total = total + rows.gather(1, best.unsqueeze(2).expand(-1, -1, rows.shape[2]))[:, 0]
+    return [order[: min(count, size)] for order, size in zip(torch.cat(picked, dim=1), sizes, strict=True)]
 
 
 def herd_icarl(features: Tensor, count: int, limit: int = 1000) -> Tensor:
@@ -78,7 +86,12 @@ def herd_icarl(features: Tensor, count: int, limit: int = 1000) -> Tensor:
     return torch.tensor(list(picked), dtype=torch.long, device=rows.device)
 
 
-HERDINGS: dict[str, Callable[[Tensor, int], Tensor]] = {"greedy": herd_greedy, "icarl": herd_icarl}
+def _each_along_icarl(features: Sequence[Tensor], count: int) -> list[Tensor]:
+    return [herd_icarl(of_class.cpu(), count) for of_class in features]  # every step reads back what it picked
+
+
+Herding = Callable[[Sequence[Tensor], int], list[Tensor]]
+HERDINGS: dict[str, Herding] = {"greedy": _each_greedily, "icarl": _each_along_icarl}
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,8 +125,7 @@ class Memory:
             herd_again: whether stored exemplars are ranked anew by the current model (the released code);
                 otherwise their lists are cut, as iCaRL's algorithm 5 does.
         """
-        pick = HERDINGS[herding]
-        old = self.exemplars if herd_again else ()
         kept = () if herd_again else tuple(stored[:count] for stored in self.exemplars)
-        chosen = tuple(pool[pick(features(pool), count)] for pool in (*old, *candidates))
-        return Memory((*kept, *chosen))
+        pools = (*(self.exemplars if herd_again else ()), *candidates)
+        orders = HERDINGS[herding]([features(pool) for pool in pools], count)
+        return Memory((*kept, *(pool[order.to(pool.device)] for pool, order in zip(pools, orders, strict=True))))

@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterator
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -156,7 +156,14 @@ class _Fused(nn.Module):
 
 @functools.cache
 def _fused_class(inner: Any) -> Any:
-    return type(f"{inner.__name__}Act", (_Fused, inner), {})
+    """The norm's class with activation; a ``BatchNorm2d`` with activation is one to timm as well.
+
+    For timm's tools turn a ``BatchNorm2d`` into one of theirs, and keep the activation of a ``BatchNormAct2d`` only.
+    """
+    from timm.layers import BatchNormAct2d
+
+    bases = (_Fused, inner, BatchNormAct2d) if issubclass(inner, nn.BatchNorm2d) else (_Fused, inner)
+    return type(f"{inner.__name__}Act", bases, {})
 
 
 def _inner_class(layer: nn.Module) -> Any:
@@ -171,25 +178,9 @@ def _blank(inner: Any) -> nn.Module:
 
 def _fuse(norm: nn.Module, act: nn.Module, drop: nn.Module) -> nn.Module:
     """The norm with drop and activation behind it."""
-    fused: nn.Module
-    if isinstance(norm, nn.BatchNorm2d):
-        # timm's own class, for its tools would turn a fused BatchNorm2d of any other into one without activation.
-        from timm.layers import BatchNormAct2d
-
-        fused = BatchNormAct2d(
-            norm.num_features,
-            norm.eps,
-            cast(float, norm.momentum),
-            norm.affine,
-            norm.track_running_stats,
-            apply_act=False,
-        )
-        _take_over(fused, norm)
-    else:
-        fused = norm
-        fused.__class__ = _fused_class(_inner_class(norm))
-    fused.drop, fused.act = drop, act
-    return fused
+    norm.__class__ = _fused_class(_inner_class(norm))
+    norm.drop, norm.act = drop, act
+    return norm
 
 
 def _slots(model: nn.Module) -> Iterator[tuple[nn.Module | None, str, str, nn.Module]]:

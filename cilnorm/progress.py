@@ -22,7 +22,7 @@ class Display:
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(highlight=False)
         self._tasks, self._task, self._seen = 0, 0, 0
-        self._terms = ""
+        self._terms, self._accuracy = "", ""
         self._printed = time.monotonic()
         self._bar: Progress | None = None
         self._handle: Any = None
@@ -63,6 +63,10 @@ class Display:
         header = "".join(f"{f't{u + 1}':>6}" for u in range(self._tasks))
         self._print(f"[dim]after     mean{header}  (accuracy in % on each task, among all classes seen)[/]")
 
+    def _on_trial(self, event: dict[str, Any]) -> None:
+        options = " ".join(f"{name} {value}" for name, value in event["options"].items())
+        self._print(escape(f"trying {options}: {event['accuracy']:.1f} % on held-out images of the first tasks"))
+
     def _on_task(self, event: dict[str, Any]) -> None:
         self._task, self._seen = event["task"], event["seen"]
 
@@ -76,7 +80,7 @@ class Display:
             completed=UNITS * (self._task - 1 + within),
             at=f"{self._task}/{self._tasks}",
             epoch=f"epoch {event['epoch']}/{event['epochs']} step {event['step']}/{event['of']}",
-            terms=self._terms,
+            terms=self._terms + self._accuracy,
         )
 
     def _on_epoch(self, event: dict[str, Any]) -> None:
@@ -93,9 +97,14 @@ class Display:
     def _on_accuracy(self, event: dict[str, Any]) -> None:
         row = event["accuracy"]
         cells = "".join(f"{value:6.1f}" for value in row)
+        self._accuracy = f"  accuracy {sum(row) / len(row):.1f} %"
         self._print(f"task {event['task']:>2}: [bold]{sum(row) / len(row):6.1f}[/]{cells}")
 
     def _on_finished(self, event: dict[str, Any]) -> None:
-        names = ("A_f", "A_a", "F", "forgetting", "A_l")
-        figures = "  ".join(f"{name} [bold]{event[name]:.2f}[/]" for name in names)
-        self._print(f"{figures}  ({event['steps']} steps, {event['seconds']:.0f} s)")
+        self._print(f"{_figures(event)}  ({event['steps']} steps, {event['seconds']:.0f} s)")
+        if "by_head" in event:
+            self._print(f"{_figures(event['by_head'])}  (by the head, beside the nearest mean of exemplars)")
+
+
+def _figures(metrics: dict[str, Any]) -> str:
+    return "  ".join(f"{name} [bold]{metrics[name]:.2f}[/]" for name in ("A_f", "A_a", "F", "forgetting", "A_l"))

@@ -51,6 +51,8 @@ class Protocol:
         keep: weights at the end of a phase: the ``last``, or the ``best`` by loss on the current task's held-out
             images (released).
         test_images: ``all``, or only those in ``full`` batches (released: 960 of 1000 images a CIFAR-100 task).
+        score: what fills the accuracy matrix: ``test`` images, or the held-out ones of ``validation``, for choices that
+            must not look at test images.
         budget: exemplars a class: ``floor`` or ``ceil`` of memory / classes (released: ceil).
         herding: ``greedy`` or ``icarl``, see ``cilnorm.memory``.
         herd_again: rank stored exemplars anew after every task instead of cutting their lists (released).
@@ -62,6 +64,7 @@ class Protocol:
     validation: float = 0.0
     keep: Literal["last", "best"] = "last"
     test_images: Literal["all", "full"] = "all"
+    score: Literal["test", "validation"] = "test"
     budget: Literal["floor", "ceil"] = "floor"
     herding: Literal["greedy", "icarl"] = "greedy"
     herd_again: bool = False
@@ -71,6 +74,8 @@ class Protocol:
             raise ValueError(f"validation is a part of the training images in [0, 1), not {self.validation}")
         if self.keep == "best" and not self.validation:
             raise ValueError("keep: best needs held-out images; set protocol.validation, 0.1 say")
+        if self.score == "validation" and not self.validation:
+            raise ValueError("score: validation needs held-out images; set protocol.validation, 0.1 say")
 
 
 RELEASED: dict[str, Any] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -18,7 +19,7 @@ from cilnorm import registry as registries
 from cilnorm.assemble import Assembly, assemble, pick_device
 from cilnorm.batch import Batch, Composition, Task
 from cilnorm.checkpoint import State, read_checkpoint, write_checkpoint
-from cilnorm.engine import Engine, NonFiniteLoss, embed, held_out_loss, predict
+from cilnorm.engine import Engine, NonFiniteLoss, class_means, embed, held_out_loss, predict
 from cilnorm.figures import draw_figures
 from cilnorm.folder import RunFolder
 from cilnorm.memory import Memory, per_class
@@ -27,6 +28,7 @@ from cilnorm.protocol import NoBatch, Part, Plan, Protocol, plan_epoch
 from cilnorm.registry import Registry
 from cilnorm.spec import Spec, read_spec
 from cilnorm.streams import generator, initial_weights
+from cilnorm.tuning import Trial, tuned
 
 __all__ = ["Result", "RunStopped", "resume", "run"]
 
@@ -77,8 +79,13 @@ def run(
     """
     registry = registry or registries.load()
     on = pick_device(device)
+    path = Path(out) if out else _default_folder(spec)
+    RunFolder.check(path, overwrite)
+    spec, trials = _tuned(spec, registry, on, data_root, watch)
     parts = assemble(spec, registry, on, data_root)
-    folder = RunFolder.create(Path(out) if out else _default_folder(spec), spec, overwrite)
+    folder = RunFolder.create(path, spec, overwrite)
+    if trials:
+        folder.write_tuning(trials)
     return _learn(_Run(spec, parts, State(), folder, _Teller(folder, watch)), registry)
 
 
@@ -103,6 +110,23 @@ def resume(
     if home.checkpoint.exists():
         state = read_checkpoint(home.checkpoint, spec.key, parts.net, parts.stream.tasks)
     return _learn(_Run(spec, parts, state, home, _Teller(home, watch, state.seconds)), registry)
+
+
+def _tuned(
+    spec: Spec, registry: Registry, device: torch.device, data_root: Path | None, watch: Sequence[Watcher]
+) -> tuple[Spec, list[Trial]]:
+    """Options that are to be chosen on held-out images, chosen by short runs whose folders are thrown away."""
+
+    def score(trial: Spec) -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            parts = assemble(trial, registry, device, data_root)
+            home = RunFolder.create(Path(folder) / "trial", trial)
+            accuracy = _learn(_Run(trial, parts, State(), home, _Teller(home, ())), registry).summary["A_f"]
+        for watcher in watch:
+            watcher({"event": "trial", "options": dict(trial.norm_options), "accuracy": accuracy})
+        return float(accuracy)
+
+    return tuned(spec, registry, score)
 
 
 def _default_folder(spec: Spec) -> Path:
@@ -152,9 +176,9 @@ def _learn(run: _Run, registry: Registry) -> Result:
     names = {name: getattr(spec, name) for name in ("method", "norm", "backbone", "dataset", "preset", "seed")}
     try:
         folder.write_environment(registry, parts.device, parts.images.digest)
-        folder.write_summary("running", state.matrix)
-        tell("run", folder=str(folder.path), tasks=len(parts.stream.tasks), notice=parts.images.notice, **names)
-        for task in parts.stream.tasks[state.task :]:
+        folder.write_summary("running", state.matrix, state.by_head)
+        tell("run", folder=str(folder.path), tasks=spec.stop_after or spec.tasks, notice=parts.images.notice, **names)
+        for task in parts.stream.tasks[state.task : spec.stop_after]:
             tell("task", task=task.index + 1, classes=task.new, seen=task.seen, memory=len(state.memory))
             if not state.midway:
                 _grow(run, task)
@@ -163,11 +187,11 @@ def _learn(run: _Run, registry: Registry) -> Result:
                 state.phase, state.epoch, state.best, state.pool, state.optimizer = state.phase + 1, 0, None, None, None
             state.past = parts.method.remember(parts.net, task, partial(_seen_batches, run, task))
             state.memory = _memory_with(run, task)
-            state.matrix.append(_accuracies(run, task))
+            scores = _evaluate(run, task)
             state.task, state.phase, state.seconds = task.index + 1, 0, tell.seconds
-            tell("accuracy", task=task.index + 1, accuracy=state.matrix[-1], memory=len(state.memory))
+            tell("accuracy", task=task.index + 1, **scores, memory=len(state.memory))
             folder.write_accuracy(state.matrix)
-            folder.write_summary("running", state.matrix)
+            folder.write_summary("running", state.matrix, state.by_head)
             write_checkpoint(folder.checkpoint, spec.key, state, parts.net, None)
     except (Exception, KeyboardInterrupt) as error:
         where = _record_stop(run, error)
@@ -177,7 +201,9 @@ def _learn(run: _Run, registry: Registry) -> Result:
         raise
     title = f"{spec.method} x {spec.norm}, {spec.backbone}, {spec.dataset}, seed {spec.seed}"
     draw_figures(folder.path / "figures", state.matrix, title)
-    summary = folder.write_summary("finished", state.matrix, steps=state.steps, seconds=round(tell.seconds, 2))
+    summary = folder.write_summary(
+        "finished", state.matrix, state.by_head, steps=state.steps, seconds=round(tell.seconds, 2)
+    )
     tell("finished", **summary)
     return Result(folder.path, state.matrix, summary)
 
@@ -187,7 +213,8 @@ def _record_stop(run: _Run, error: BaseException) -> str:
     where = f"task {run.state.task + 1}, epoch {run.state.epoch + 1}"
     kind = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
     with suppress(OSError):
-        run.folder.write_summary(kind, run.state.matrix, where=where, reason=str(error) or type(error).__name__)
+        rows = (run.state.matrix, run.state.by_head)
+        run.folder.write_summary(kind, *rows, where=where, reason=str(error) or type(error).__name__)
     return where
 
 
@@ -287,12 +314,27 @@ def _scored(spec: Spec, indices: Tensor) -> Tensor:
     return indices[:whole] if spec.protocol.test_images == "full" and whole else indices
 
 
-def _accuracies(run: _Run, task: Task) -> list[float]:
-    """Percent of each seen task's test images that get the right class among all seen."""
-    parts, accuracies = run.parts, []
-    for seen in parts.stream.tasks[: task.index + 1]:
-        indices = _scored(run.spec, parts.stream.test(seen))
-        right = predict(parts.net, parts.test, indices).cpu() == parts.stream.test_targets[indices]
+def _evaluate(run: _Run, task: Task) -> dict[str, list[float]]:
+    """Adds the task's row to the matrix, and the head's to its own where it does not fill the matrix; returns both."""
+    state, parts = run.state, run.parts
+    by_head = _accuracies(run, task)
+    if run.spec.classifier == "head":
+        state.matrix.append(by_head)
+        return {"accuracy": by_head}
+    state.matrix.append(_accuracies(run, task, class_means(parts.net, parts.train, state.memory.exemplars)))
+    state.by_head.append(by_head)
+    return {"accuracy": state.matrix[-1], "by_head": by_head}
+
+
+def _accuracies(run: _Run, task: Task, means: Tensor | None = None) -> list[float]:
+    """Percent of each seen task's test or held-out images that get the right class, see ``predict``."""
+    parts, stream, accuracies = run.parts, run.parts.stream, []
+    images, pixels, targets = stream.test, parts.test, stream.test_targets
+    if run.spec.protocol.score == "validation":
+        images, pixels, targets = stream.validation, parts.train, stream.targets
+    for seen in stream.tasks[: task.index + 1]:
+        indices = _scored(run.spec, images(seen))
+        right = predict(parts.net, pixels, indices, means).cpu() == targets[indices]
         accuracies.append(100 * int(right.sum()) / len(right))
     return accuracies
 

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -51,9 +51,13 @@ class Spec:
         preset: where the values came from; names the run, decides nothing any more.
         method, norm, backbone, dataset: names on the shelves, each with its ``..._options``.
         tasks: into how many the classes are split.
+        stop_after: learn only the first so many of the tasks; None for all.
         classes: use only the first so many of the class order; None for all.
         memory: exemplars kept in all.
         rows: current and past rows of a mixed batch; the first task's batches have their sum.
+        classifier: whose predictions fill the accuracy matrix: the method's own ``head``, or ``nme``, the nearest mean
+            of exemplars. With ``nme`` the head is scored too: the log has its row beside each of the matrix, the
+            summary its metrics, both under ``by_head``.
         train_per_class: use only so many training images of a class; None for all.
         seed: of everything random but the order of classes, which ``class_order_seed`` draws.
     """
@@ -64,9 +68,11 @@ class Spec:
     dataset: str
     preset: str = ""
     tasks: int = 10
+    stop_after: int | None = None
     classes: int | None = None
     memory: int = 2000
     rows: tuple[int, int] = (48, 16)
+    classifier: Literal["head", "nme"] = "head"
     train_per_class: int | None = None
     seed: int = 0
     class_order_seed: int = 0
@@ -89,6 +95,8 @@ class Spec:
             )
         if self.tasks < 1:
             raise SpecError(f"tasks must be at least 1, not {self.tasks}")
+        if self.stop_after is not None and not 1 <= self.stop_after <= self.tasks:
+            raise SpecError(f"stop_after must be in 1 .. {self.tasks}, the number of tasks, not {self.stop_after}")
         if self.classes is not None and self.tasks > self.classes:
             raise SpecError(f"{self.classes} classes can't be split into {self.tasks} tasks")
         if self.classes is not None and self.memory < self.classes:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -59,11 +61,20 @@ def test_the_first_of_equals_wins() -> None:
 @settings(max_examples=20, deadline=None)
 def test_herding_picks_once_and_shorter_lists_are_beginnings(herding: str, rows: int, count: int, seed: int) -> None:
     features = torch.randn(rows, 4, generator=torch.Generator().manual_seed(seed))
-    picked = HERDINGS[herding](features, count).tolist()
+    (picked,) = (order.tolist() for order in HERDINGS[herding]([features], count))
     assert len(set(picked)) == len(picked) <= min(rows, count)
     assert set(picked) <= set(range(rows))
-    assert HERDINGS[herding](features, max(1, count // 2)).tolist() == picked[: max(1, count // 2)]
-    assert HERDINGS[herding](features * 4, count).tolist() == picked
+    assert HERDINGS[herding]([features], max(1, count // 2))[0].tolist() == picked[: max(1, count // 2)]
+    assert HERDINGS[herding]([features * 4], count)[0].tolist() == picked
+
+
+@pytest.mark.parametrize(("herding", "alone"), [("greedy", herd_greedy), ("icarl", herd_icarl)])
+def test_classes_side_by_side_are_herded_as_each_alone(herding: str, alone: Callable[[Tensor, int], Tensor]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    features = [torch.randn(size, 6, generator=generator) for size in (40, 7, 90, 1)]
+    together = HERDINGS[herding](features, 12)
+    assert [order.tolist() for order in together] == [alone(of_class, 12).tolist() for of_class in features]
+    assert [len(order) for order in together] == [12, 7, 12, 1]
 
 
 def test_icarl_herding_gives_up_after_its_limit() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 import pickle
 from typing import Any
 
@@ -19,6 +20,7 @@ from cilnorm.batch import Composition, set_composition
 from cilnorm.hookspecs import Norm
 from cilnorm.norms import convert_norms, norm_act_factory, norm_factory
 from cilnorm_norms.task_balanced import TaskBalancedBatchNorm2d
+from tests.conftest import ROOT
 
 NORMS = list(registry.load().norms)
 SMALL: dict[str, Any] = {"num_classes": 3, "layers": (1, 1, 1, 1), "channels": (8, 8, 8, 8), "stem_width": 8}
@@ -187,7 +189,27 @@ def test_tools_for_batch_norm_leave_the_shelf_alone(name: str, tool: Any) -> Non
     assert all(one is other for one, other in zip(before, after, strict=True))
 
 
+def test_a_batch_norm_of_a_stranger_stays_what_it_is_when_fused() -> None:
+    class Doubled(nn.BatchNorm2d):
+        """Twice as large."""
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(x)
+
+    layer = norm_act_factory(Norm("doubled", Doubled), "relu")(4)
+    x = torch.randn(6, 4, 2, 2)
+    torch.testing.assert_close(layer(x), nn.BatchNorm2d(4)(x).relu() * 2)
+
+
 @pytest.mark.parametrize("tool", TOOLS[1:])
 def test_tools_of_timm_keep_the_activation_of_fused_batch_norm(tool: Any) -> None:
     fused = tool(norm_act_factory("bn", "silu")(8))
     assert isinstance(fused.act, nn.SiLU)
+
+
+def test_the_page_on_the_shelf_has_every_norm_and_option() -> None:
+    text = (ROOT / "docs" / "norms.md").read_text(encoding="utf-8")
+    for name, record in registry.load().norms.items():
+        [line] = [line for line in text.splitlines() if line.startswith(f"| `{name}` ")]
+        own = set(inspect.signature(record.build).parameters) - set(inspect.signature(nn.BatchNorm2d).parameters)
+        assert all(f"`{option}" in line for option in own)

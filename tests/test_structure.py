@@ -23,6 +23,7 @@ ROWS = (
     ("data", "memory", "protocol", "norms"),
     ("spec",),
     ("assemble", "metrics", "engine", "folder", "checkpoint", "figures"),
+    ("tuning",),
     ("runner",),
     ("progress", "cli"),
 )
@@ -134,7 +135,8 @@ def test_nothing_is_too_long(path: Path) -> None:
         arguments = {argument.arg for argument in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)}
         own = arguments - {"self", "cls"} - (OF_BATCH_NORM if "num_features" in arguments else set())
         commands = path.stem == "cli" and node.decorator_list
-        assert len(own) <= 9 or commands, f"{named(path)}: {node.name} takes {len(own)} arguments"
+        kernel = any(ast.unparse(decorator) == "triton.jit" for decorator in node.decorator_list)  # has pointers, sizes
+        assert len(own) <= 9 or commands or kernel, f"{named(path)}: {node.name} takes {len(own)} arguments"
 
 
 def test_the_table_of_contents_lists_every_plugin_file() -> None:

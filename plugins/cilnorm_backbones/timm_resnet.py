@@ -15,17 +15,7 @@ from torch.nn import functional as F
 
 from cilnorm.hookspecs import Backbone, hookimpl
 
-MODELS = (
-    "resnet10t",
-    "resnet14t",
-    "resnet18",
-    "resnet18d",
-    "resnet26",
-    "resnet26d",
-    "resnet34",
-    "resnet50",
-    "resnet101",
-)
+MODELS = ("resnet18", "resnet34", "resnet50")
 
 
 class TimmResNet(nn.Module):

@@ -9,6 +9,8 @@ Rows of a split may lie on several ranks. Then a rank's lanes are finer than the
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,6 +68,9 @@ class TaskBalancedFunction(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, plan: Plan, ranks: Ranks | None
     ) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.plan, ctx.ranks = plan, ranks
+        if not ranks and wants_triton(x):
+            return forward_by_triton(ctx, x, weight, bias, eps)
         passes, area = _passes.choose(x), x.shape[2] * x.shape[3]
         mean, var = passes.moments(x, plan.current, plan.lanes(ranks))
         if ranks:
@@ -84,7 +89,7 @@ class TaskBalancedFunction(torch.autograd.Function):
             Pair(spread(shift.expand_as(scale), split_of_lane), past_shift),
         )
         ctx.save_for_backward(x, weight, bias, split.mean, mean.past, inverse)
-        ctx.plan, ctx.ranks, ctx.count = plan, ranks, split.count
+        ctx.by_triton, ctx.count = False, split.count
         running = split.mean.mean(0), split.var.mean(0) * (split.count / max(split.count - 1, 1))
         ctx.mark_non_differentiable(*running)
         return y, *running
@@ -92,6 +97,8 @@ class TaskBalancedFunction(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.by_triton:
+            return backward_by_triton(ctx, g)
         x, weight, bias, mean, past_mean, inverse = ctx.saved_tensors
         plan: Plan = ctx.plan
         ranks: Ranks | None = ctx.ranks
@@ -124,6 +131,51 @@ class TaskBalancedFunction(torch.autograd.Function):
                 shift=Pair(spread(weigh(pull, plan), split_of_lane), past_shift),
             )
         return dx, dweight, dbias, None, None, None
+
+
+@functools.cache
+def has_triton() -> bool:
+    """Whether Triton can be imported; torch brings it along on some platforms only."""
+    return importlib.util.find_spec("triton") is not None
+
+
+def wants_triton(x: Tensor) -> bool:
+    """Whether the kernels are the best choice for ``x``; a compiler makes its own from the plain passes."""
+    if torch.compiler.is_compiling() or not x.is_cuda or not has_triton():
+        return False
+    from cilnorm_norms import _task_balanced_triton
+
+    return _task_balanced_triton.suits(x)
+
+
+def forward_by_triton(
+    ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The forward pass by ``_task_balanced_triton``."""
+    from cilnorm_norms import _task_balanced_triton as by_triton
+
+    plan: Plan = ctx.plan
+    sizes = by_triton.Sizes(plan.rows, plan.current, plan.splits, x.shape[1], x.shape[2] * x.shape[3])
+    y, found, running = by_triton.forward(x, weight, bias, eps, sizes, plan.weight)
+    ctx.save_for_backward(x, weight, *found)
+    ctx.by_triton, ctx.sizes = True, sizes
+    ctx.mark_non_differentiable(*running)
+    return y, *running
+
+
+def backward_by_triton(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+    """The backward pass by ``_task_balanced_triton``."""
+    from cilnorm_norms import _task_balanced_triton as by_triton
+
+    plan: Plan = ctx.plan
+    x, weight, *found = ctx.saved_tensors
+    splits = by_triton.Splits(*found)
+    dx, dweight, dbias = by_triton.backward(
+        _passes.like(g, x), x, weight, splits, ctx.sizes, plan.weight, plan.past_gain
+    )
+    if weight is None:
+        return dx, None, None, None, None, None
+    return dx, dweight.to(weight.dtype), dbias.to(weight.dtype), None, None, None
 
 
 def combine(mean: Pair, var: Pair, plan: Plan, area: int, ranks: int = 1) -> Moments:
