@@ -21,7 +21,7 @@ from cilnorm.batch import Batch, Composition, Task
 from cilnorm.checkpoint import State, read_checkpoint, write_checkpoint
 from cilnorm.engine import Engine, NonFiniteLoss, class_means, embed, held_out_loss, predict
 from cilnorm.figures import draw_figures
-from cilnorm.folder import RunFolder
+from cilnorm.folder import RunFolder, default_folder
 from cilnorm.memory import Memory, per_class
 from cilnorm.method import Phase
 from cilnorm.protocol import NoBatch, Part, Plan, Protocol, plan_epoch
@@ -79,7 +79,7 @@ def run(
     """
     registry = registry or registries.load()
     on = pick_device(device)
-    path = Path(out) if out else _default_folder(spec)
+    path = Path(out) if out else default_folder(spec)
     RunFolder.check(path, overwrite)
     spec, trials = _tuned(spec, registry, on, data_root, watch)
     parts = assemble(spec, registry, on, data_root)
@@ -127,12 +127,6 @@ def _tuned(
         return float(accuracy)
 
     return tuned(spec, registry, score)
-
-
-def _default_folder(spec: Spec) -> Path:
-    stem = time.strftime("%Y%m%d-%H%M%S") + f"-{spec.preset or 'run'}-{spec.method}-{spec.norm}-s{spec.seed}"
-    path = Path("runs") / stem
-    return path if not path.exists() else path.with_name(f"{stem}-{time.time_ns() % 10**6}")
 
 
 class _Teller:
