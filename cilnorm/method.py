@@ -154,7 +154,12 @@ class Method:
         return Linear(dim)
 
     def grow(self, net: Network, task: Task, new_images: Callable[[], list[Tensor]]) -> None:
-        """Makes room for the task's classes; ``new_images()`` embeds their training images, one (n, dim) a class."""
+        """Makes room for the task's classes.
+
+        Args:
+            new_images: embeds the new classes' training images with the network as it is, one (n, dim) a class; to be
+                called before the head grows, if at all.
+        """
         net.head.grow(task.new)
 
     def phases(self, task: Task) -> tuple[Phase, ...]:

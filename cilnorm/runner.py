@@ -19,7 +19,8 @@ from cilnorm import registry as registries
 from cilnorm.assemble import Assembly, assemble, pick_device
 from cilnorm.batch import Batch, Composition, Task
 from cilnorm.checkpoint import State, read_checkpoint, write_checkpoint
-from cilnorm.engine import Engine, NonFiniteLoss, class_means, embed, held_out_loss, predict
+from cilnorm.engine import Engine, NonFiniteLoss
+from cilnorm.evaluation import accuracies, class_means, embed, held_out_loss, scored
 from cilnorm.figures import draw_figures
 from cilnorm.folder import RunFolder, default_folder
 from cilnorm.memory import Memory, per_class
@@ -301,36 +302,16 @@ def _memory_with(run: _Run, task: Task) -> Memory:
     )
 
 
-def _scored(spec: Spec, indices: Tensor) -> Tensor:
-    """The images that count; the released code's loaders drop a last short batch, kept here where there is no other."""
-    rows = sum(spec.rows)
-    whole = len(indices) // rows * rows
-    return indices[:whole] if spec.protocol.test_images == "full" and whole else indices
-
-
 def _evaluate(run: _Run, task: Task) -> dict[str, list[float]]:
     """Adds the task's row to the matrix, and the head's to its own where it does not fill the matrix; returns both."""
     state, parts = run.state, run.parts
-    by_head = _accuracies(run, task)
+    by_head = accuracies(run.spec, parts, task)
     if run.spec.classifier == "head":
         state.matrix.append(by_head)
         return {"accuracy": by_head}
-    state.matrix.append(_accuracies(run, task, class_means(parts.net, parts.train, state.memory.exemplars)))
+    state.matrix.append(accuracies(run.spec, parts, task, class_means(parts.net, parts.train, state.memory.exemplars)))
     state.by_head.append(by_head)
     return {"accuracy": state.matrix[-1], "by_head": by_head}
-
-
-def _accuracies(run: _Run, task: Task, means: Tensor | None = None) -> list[float]:
-    """Percent of each seen task's test or held-out images that get the right class, see ``predict``."""
-    parts, stream, accuracies = run.parts, run.parts.stream, []
-    images, pixels, targets = stream.test, parts.test, stream.test_targets
-    if run.spec.protocol.score == "validation":
-        images, pixels, targets = stream.validation, parts.train, stream.targets
-    for seen in stream.tasks[: task.index + 1]:
-        indices = _scored(run.spec, images(seen))
-        right = predict(parts.net, pixels, indices, means).cpu() == targets[indices]
-        accuracies.append(100 * int(right.sum()) / len(right))
-    return accuracies
 
 
 def _best(run: _Run, task: Task) -> tuple[float, dict[str, Tensor]] | None:
@@ -338,7 +319,7 @@ def _best(run: _Run, task: Task) -> tuple[float, dict[str, Tensor]] | None:
     parts, best = run.parts, run.state.best
     if run.spec.protocol.keep == "last":
         return None
-    indices = _scored(run.spec, parts.stream.validation(task))
+    indices = scored(run.spec, parts.stream.validation(task))
     loss = held_out_loss(parts.net, parts.train, indices, parts.stream.targets[indices].to(parts.device))
     loss = math.inf if math.isnan(loss) else loss
     if best is not None and best[0] <= loss:

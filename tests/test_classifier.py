@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from cilnorm.data import Augmentation, Pixels
-from cilnorm.engine import class_means, predict
+from cilnorm.evaluation import class_means, predict
 from cilnorm.heads import Linear
 from cilnorm.network import Network
 from cilnorm.registry import Registry

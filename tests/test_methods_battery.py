@@ -252,6 +252,19 @@ def test_an_interrupted_run_ends_with_the_same_bits(registry: Registry, method: 
         assert torch.equal(tensor, ends[1]["net"][name]), name
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_the_released_protocol_runs_to_its_end(registry: Registry, method: str) -> None:
+    visits = watched(registry, method, "tbbn", protocol="released")
+    last = visits[-1]
+    rows = {composition.past for composition in last.compositions}
+    assert rows == ({0} if last.phase.rows == "balanced" else {4})
+    if method in ("eeil", "lucir"):  # their current rows come from current and memory images
+        assert any((targets[:12] < 2).any() for targets in visits[1].targets)
+    if method == "eeil":
+        assert visits[1].terms[0].keys() == {"ce"}
+        assert last.terms[0].keys() == {"ce", "distill"}
+
+
 def main() -> None:
     """Writes the stored losses anew."""
     torch.set_num_threads(1)

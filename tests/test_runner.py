@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from cilnorm import engine, runner
+from cilnorm import evaluation, runner
 from cilnorm.checkpoint import CheckpointError
 from cilnorm.folder import FolderError
 from cilnorm.metrics import as_matrix, summarise
@@ -396,7 +396,8 @@ def test_test_images_of_full_batches_only(
 ) -> None:
     """40 test images a task, 32 of them in full batches of 16."""
     scored: list[int] = []
-    monkeypatch.setattr(runner, "predict", lambda *of: scored.append(len(of[2])) or engine.predict(*of))
+    predict = evaluation.predict
+    monkeypatch.setattr(evaluation, "predict", lambda *of: scored.append(len(of[2])) or predict(*of))
     for images, count in (("all", 40), ("full", 32)):
         run(tiny(epochs=1, test_images=images), tmp_path / images, registry=registry, **CPU)
         assert scored == [count] * 6
@@ -413,7 +414,7 @@ def test_a_task_smaller_than_a_batch_is_scored_whole(tiny: Tiny, registry: Regis
 def test_a_released_task_scores_960_of_1000_images() -> None:
     for protocol, scored in (("released", 960), ("corrected", 1000)):
         spec = resolve("cifar100", protocol=protocol)
-        assert len(runner._scored(spec, torch.arange(1000))) == scored
+        assert len(evaluation.scored(spec, torch.arange(1000))) == scored
 
 
 def test_held_out_images_are_never_trained_on(tiny: Tiny, registry: Registry, tmp_path: Path) -> None:

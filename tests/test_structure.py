@@ -22,7 +22,7 @@ ROWS = (
     ("method", "local_similarity"),
     ("data", "memory", "protocol", "norms"),
     ("spec",),
-    ("assemble", "metrics", "engine", "folder", "checkpoint", "figures"),
+    ("assemble", "metrics", "engine", "evaluation", "folder", "checkpoint", "figures"),
     ("tuning",),
     ("runner",),
     ("progress", "cli"),
@@ -30,6 +30,7 @@ ROWS = (
 WITHIN = {
     "network": {"heads"},
     "local_similarity": {"method"},
+    "evaluation": {"assemble"},
     "folder": {"metrics"},
     "checkpoint": {"engine"},
     "figures": {"metrics"},

@@ -159,6 +159,17 @@ def test_the_released_protocol(registry: Registry, name: str, fields: dict[str, 
     assert all(corrected.method_options[key] != value for key, value in fields.items())
 
 
+@pytest.mark.parametrize("preset", ["cifar100", "cifar100-momentum"])
+@pytest.mark.parametrize("name", ["podnet", "afc"])
+def test_the_authors_schedule_on_cifar100(registry: Registry, name: str, preset: str) -> None:
+    """160 epochs of cosine annealing from 0.1, momentum 0.9, weight decay 5e-4, gradients clamped at 5."""
+    schedule = resolve(preset, registry, method=name).schedule
+    assert (schedule.epochs, schedule.lr, schedule.momentum, schedule.weight_decay) == (160, 0.1, 0.9, 5e-4)
+    assert (schedule.annealing, schedule.clamp, schedule.clip) == ("cosine", 5.0, 0.0)
+    assert resolve(preset, registry, method="eeil").schedule.annealing == "steps"
+    assert resolve(preset, registry, method="lucir").schedule.clip == 0
+
+
 def test_aliases(registry: Registry) -> None:
     builds = {"ss-il": SSIL, "ucir": LUCIR, "eeil": EEIL, "podnet": PODNet, "afc": AFC}
     assert {name: registry.methods[name].build for name in builds} == builds
