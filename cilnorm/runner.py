@@ -188,14 +188,14 @@ def _learn(run: _Run, registry: Registry) -> Result:
             folder.write_accuracy(state.matrix)
             folder.write_summary("running", state.matrix, state.by_head)
             write_checkpoint(folder.checkpoint, spec.key, state, parts.net, None)
+        title = f"{spec.method} x {spec.norm}, {spec.backbone}, {spec.dataset}, seed {spec.seed}"
+        draw_figures(folder.path / "figures", state.matrix, title)
     except (Exception, KeyboardInterrupt) as error:
         where = _record_stop(run, error)
         if isinstance(error, (NonFiniteLoss, NoBatch, OSError)):
             reason = getattr(error, "strerror", None) or error
             raise RunStopped(f"{where}: {reason}; what was done is in {folder.path}") from error
         raise
-    title = f"{spec.method} x {spec.norm}, {spec.backbone}, {spec.dataset}, seed {spec.seed}"
-    draw_figures(folder.path / "figures", state.matrix, title)
     summary = folder.write_summary(
         "finished", state.matrix, state.by_head, steps=state.steps, seconds=round(tell.seconds, 2)
     )
