@@ -133,12 +133,16 @@ def read_settings(path: Path | None = None) -> Settings:
     content = _names(source.read_text(encoding="utf-8"), str(path or "registry.yaml"))
     _known("section of registry.yaml", content, ("presets", "methods"))
     presets: dict[str, Options] = {}
+    methods: dict[str, dict[str, Options]] = {name: dict(own) for name, own in content.get("methods", {}).items()}
     for name, values in content.get("presets", {}).items():
+        presets[name] = {key: value for key, value in values.items() if key != "extends"}
         if "extends" in values:
-            _known("earlier preset", [values["extends"]], presets)
-        base = presets[values["extends"]] if "extends" in values else {}
-        presets[name] = _merged(base, {key: value for key, value in values.items() if key != "extends"})
-    return Settings(presets, content.get("methods", {}))
+            base = values["extends"]
+            _known("earlier preset", [base], list(presets)[:-1])
+            presets[name] = _merged(presets[base], presets[name])
+            for own in methods.values():
+                own[name] = _merged(own.get(base, {}), own.get(name, {}))
+    return Settings(presets, methods)
 
 
 def _merged(base: Options, over: Options) -> dict[str, Any]:

@@ -218,6 +218,14 @@ def test_presets_extend_earlier_ones(tmp_path: Path) -> None:
         read_settings(path)
 
 
+def test_a_preset_inherits_what_methods_set_for_the_one_it_extends(tmp_path: Path) -> None:
+    path = tmp_path / "registry.yaml"
+    presets = "presets: {a: {}, b: {extends: a}, c: {extends: b}, d: {}}"
+    path.write_text(f"{presets}\nmethods: {{lucir: {{a: {{rank: 2, rank_k: 3}}, b: {{rank: 4}}}}}}")
+    own = {"rank": 4, "rank_k": 3}
+    assert read_settings(path).methods["lucir"] == {"a": {"rank": 2, "rank_k": 3}, "b": own, "c": own}
+
+
 # Values
 
 
