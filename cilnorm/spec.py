@@ -205,12 +205,16 @@ def read_spec(path: Path, registry: Registry, **asked: Any) -> Spec:
 def from_mapping(values: Options, registry: Registry, settings: Settings | None, asked: Options) -> Spec:
     """Builds a checked spec: ``values`` of a preset or file, then registry.yaml's for the method, then ``asked``.
 
+    Options of a part are dropped where another part is asked for in its place.
+
     Raises:
         SpecError: as ``resolve``.
     """
     _known("field of a spec", values, [f.name for f in fields(Spec)])
     names = {part: asked.get(part, values.get(part)) for part in PARTS}
     records = {part: _record(registry, part, name) for part, name in names.items()}
+    others = [part for part in PARTS if part in values and _record(registry, part, values[part]) != records[part]]
+    values = {key: value for key, value in values.items() if key.removesuffix("_options") not in others}
     space = _space(records)
     flat = _flatten(values, space, records["method"])
     if settings:
@@ -255,9 +259,13 @@ def _options_of(part: str, record: Record) -> dict[str, Any]:
     if dataclasses.is_dataclass(record.build):
         hints = typing.get_type_hints(record.build)
         return {f.name: hints[f.name] for f in fields(record.build)}
+    try:
+        signature = inspect.signature(record.build, eval_str=True)
+    except NameError:  # annotations under TYPE_CHECKING; their values go through unchecked
+        signature = inspect.signature(record.build)
     return {
         name: parameter.annotation
-        for name, parameter in inspect.signature(record.build, eval_str=True).parameters.items()
+        for name, parameter in signature.parameters.items()
         if name not in skip and parameter.kind in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD)
     }
 
