@@ -45,14 +45,15 @@ def step(layer: nn.Module, shape: Sequence[int], device: str, channels_last: boo
 
 
 def seconds(run: Run, device: str) -> float:
-    """One run, until the device is done."""
+    """One run, until the device is done; the CPU's time for a single thread, which no other process lengthens."""
+    clock = time.process_time if device == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
     if device == "cuda":
         torch.cuda.synchronize()
-    start = time.perf_counter()
+    start = clock()
     run()
     if device == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def time_ratio(run: Run, reference: Run, pairs: int, device: str) -> float:

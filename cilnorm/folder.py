@@ -28,7 +28,7 @@ from cilnorm.metrics import as_matrix, summarise
 from cilnorm.registry import Registry
 from cilnorm.spec import Spec, to_yaml
 
-__all__ = ["FolderError", "RunFolder"]
+__all__ = ["FolderError", "RunFolder", "default_folder"]
 
 MARK = "spec.yaml"
 
@@ -125,6 +125,13 @@ class RunFolder:
             summary["by_head"] = summarise(as_matrix(by_head))
         write_atomically(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
         return summary
+
+
+def default_folder(spec: Spec) -> Path:
+    """A new folder under ``runs/``, named after the time and what is run."""
+    stem = time.strftime("%Y%m%d-%H%M%S") + f"-{spec.preset or 'run'}-{spec.method}-{spec.norm}-s{spec.seed}"
+    path = Path("runs") / stem
+    return path if not path.exists() else path.with_name(f"{stem}-{time.time_ns() % 10**6}")
 
 
 def _version(package: str) -> str | None:

@@ -36,7 +36,7 @@ class Display:
             )  # fmt: skip
             self._bar = Progress(*columns, console=self.console, transient=True)
             self._bar.start()
-            self._handle = self._bar.add_task("run", total=None, at="-", epoch="", terms="")
+            self._handle = self._bar.add_task("run", total=None, at="-", epoch="loading the images", terms="")
         return self
 
     def __exit__(

@@ -22,7 +22,7 @@ from cilnorm.checkpoint import State, read_checkpoint, write_checkpoint
 from cilnorm.engine import Engine, NonFiniteLoss
 from cilnorm.evaluation import accuracies, class_means, embed, held_out_loss, scored
 from cilnorm.figures import draw_figures
-from cilnorm.folder import RunFolder
+from cilnorm.folder import RunFolder, default_folder
 from cilnorm.memory import Memory, per_class
 from cilnorm.method import Phase
 from cilnorm.protocol import NoBatch, Part, Plan, Protocol, plan_epoch
@@ -80,7 +80,7 @@ def run(
     """
     registry = registry or registries.load()
     on = pick_device(device)
-    path = Path(out) if out else _default_folder(spec)
+    path = Path(out) if out else default_folder(spec)
     RunFolder.check(path, overwrite)
     spec, trials = _tuned(spec, registry, on, data_root, watch)
     parts = assemble(spec, registry, on, data_root)
@@ -128,12 +128,6 @@ def _tuned(
         return float(accuracy)
 
     return tuned(spec, registry, score)
-
-
-def _default_folder(spec: Spec) -> Path:
-    stem = time.strftime("%Y%m%d-%H%M%S") + f"-{spec.preset or 'run'}-{spec.method}-{spec.norm}-s{spec.seed}"
-    path = Path("runs") / stem
-    return path if not path.exists() else path.with_name(f"{stem}-{time.time_ns() % 10**6}")
 
 
 class _Teller:
@@ -194,14 +188,14 @@ def _learn(run: _Run, registry: Registry) -> Result:
             folder.write_accuracy(state.matrix)
             folder.write_summary("running", state.matrix, state.by_head)
             write_checkpoint(folder.checkpoint, spec.key, state, parts.net, None)
+        title = f"{spec.method} x {spec.norm}, {spec.backbone}, {spec.dataset}, seed {spec.seed}"
+        draw_figures(folder.path / "figures", state.matrix, title)
     except (Exception, KeyboardInterrupt) as error:
         where = _record_stop(run, error)
         if isinstance(error, (NonFiniteLoss, NoBatch, OSError)):
             reason = getattr(error, "strerror", None) or error
             raise RunStopped(f"{where}: {reason}; what was done is in {folder.path}") from error
         raise
-    title = f"{spec.method} x {spec.norm}, {spec.backbone}, {spec.dataset}, seed {spec.seed}"
-    draw_figures(folder.path / "figures", state.matrix, title)
     summary = folder.write_summary(
         "finished", state.matrix, state.by_head, steps=state.steps, seconds=round(tell.seconds, 2)
     )

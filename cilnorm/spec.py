@@ -133,12 +133,16 @@ def read_settings(path: Path | None = None) -> Settings:
     content = _names(source.read_text(encoding="utf-8"), str(path or "registry.yaml"))
     _known("section of registry.yaml", content, ("presets", "methods"))
     presets: dict[str, Options] = {}
+    methods: dict[str, dict[str, Options]] = {name: dict(own) for name, own in content.get("methods", {}).items()}
     for name, values in content.get("presets", {}).items():
+        presets[name] = {key: value for key, value in values.items() if key != "extends"}
         if "extends" in values:
-            _known("earlier preset", [values["extends"]], presets)
-        base = presets[values["extends"]] if "extends" in values else {}
-        presets[name] = _merged(base, {key: value for key, value in values.items() if key != "extends"})
-    return Settings(presets, content.get("methods", {}))
+            base = values["extends"]
+            _known("earlier preset", [base], list(presets)[:-1])
+            presets[name] = _merged(presets[base], presets[name])
+            for own in methods.values():
+                own[name] = _merged(own.get(base, {}), own.get(name, {}))
+    return Settings(presets, methods)
 
 
 def _merged(base: Options, over: Options) -> dict[str, Any]:
@@ -201,12 +205,16 @@ def read_spec(path: Path, registry: Registry, **asked: Any) -> Spec:
 def from_mapping(values: Options, registry: Registry, settings: Settings | None, asked: Options) -> Spec:
     """Builds a checked spec: ``values`` of a preset or file, then registry.yaml's for the method, then ``asked``.
 
+    Options of a part are dropped where another part is asked for in its place.
+
     Raises:
         SpecError: as ``resolve``.
     """
     _known("field of a spec", values, [f.name for f in fields(Spec)])
     names = {part: asked.get(part, values.get(part)) for part in PARTS}
     records = {part: _record(registry, part, name) for part, name in names.items()}
+    others = [part for part in PARTS if part in values and _record(registry, part, values[part]) != records[part]]
+    values = {key: value for key, value in values.items() if key.removesuffix("_options") not in others}
     space = _space(records)
     flat = _flatten(values, space, records["method"])
     if settings:
@@ -251,9 +259,13 @@ def _options_of(part: str, record: Record) -> dict[str, Any]:
     if dataclasses.is_dataclass(record.build):
         hints = typing.get_type_hints(record.build)
         return {f.name: hints[f.name] for f in fields(record.build)}
+    try:
+        signature = inspect.signature(record.build, eval_str=True)
+    except NameError:  # annotations under TYPE_CHECKING; their values go through unchecked
+        signature = inspect.signature(record.build)
     return {
         name: parameter.annotation
-        for name, parameter in inspect.signature(record.build, eval_str=True).parameters.items()
+        for name, parameter in signature.parameters.items()
         if name not in skip and parameter.kind in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD)
     }
 

@@ -138,7 +138,7 @@ def test_windows_are_distributed_as_torchvisions(size: tuple[int, int]) -> None:
 def described(windows: Tensor) -> list[Tensor]:
     top, left, height, width = windows.unbind(1)
     area, aspect = height * width, (width / height).log()
-    return [top, left, height, width, area, area.square(), aspect, aspect.square()]
+    return [top, left, top * left, height, width, area, area.square(), aspect, aspect.square()]
 
 
 @pytest.mark.parametrize("size", [(10, 400), (400, 10), (2, 300)])
@@ -156,10 +156,9 @@ def test_random_crops_meet_every_place_about_equally_often(pad: int) -> None:
     drawn = Augmentation(pad=pad, crop="random").draw(9000, (32, 32), seeded())
     theirs = {RandomCrop.get_params(torch.empty(3, 32 + 2 * pad, 32 + 2 * pad), (32, 32)) for _ in range(2000)}
     assert {int(top) for top, *_ in theirs} <= set(range(places))
-    for begin in (drawn.top, drawn.left):
-        counts = begin.long().bincount(minlength=places)
-        assert len(counts) == places
-        assert (counts - 9000 / places).abs().max() <= 5 * math.sqrt(9000 / places)
+    counts = (drawn.top * places + drawn.left).long().bincount(minlength=places**2)
+    assert len(counts) == places**2
+    assert (counts - 9000 / places**2).abs().max() <= 5 * math.sqrt(9000 / places**2)
 
 
 def test_half_of_the_images_are_flipped_and_none_without_flip() -> None:

@@ -206,6 +206,25 @@ def test_a_file_that_is_missing_or_no_text(registry: Registry, tmp_path: Path) -
         read_spec(tmp_path / "binary", registry)
 
 
+def test_another_part_drops_the_options_of_the_one_it_replaces(registry: Registry) -> None:
+    assert resolve("quick", registry).dataset_options == {"train_per_class": 60, "test_per_class": 20}
+    assert resolve("quick", registry, dataset="cifar100").dataset_options == {}
+    assert resolve("quick", registry, dataset="numerals").dataset_options["test_per_class"] == 20
+
+
+def test_annotations_that_cannot_be_resolved_leave_values_as_they_are(registry: Registry) -> None:
+    def build(num_features: int, *, eps: float = 1e-5, width: Missing = 3) -> None:  # type: ignore[name-defined]  # noqa: F821
+        raise NotImplementedError
+
+    class Stranger:
+        @hookimpl
+        def cilnorm_norms(self) -> list[Norm]:
+            return [Norm("strange", build)]
+
+    shelves = load(extra=[fake, Stranger()], strict=True)
+    assert resolve("quick", shelves, norm="strange", width=4).norm_options == {"width": 4}
+
+
 def test_presets_extend_earlier_ones(tmp_path: Path) -> None:
     path = tmp_path / "registry.yaml"
     path.write_text("presets:\n  a: {norm: bn, schedule: {lr: 1, epochs: 2}}\n  b: {extends: a, schedule: {lr: 3}}")
@@ -216,6 +235,14 @@ def test_presets_extend_earlier_ones(tmp_path: Path) -> None:
     path.write_text("preset: {}")
     with pytest.raises(SpecError, match=r"no section of registry\.yaml called 'preset'; did you mean 'presets'"):
         read_settings(path)
+
+
+def test_a_preset_inherits_what_methods_set_for_the_one_it_extends(tmp_path: Path) -> None:
+    path = tmp_path / "registry.yaml"
+    presets = "presets: {a: {}, b: {extends: a}, c: {extends: b}, d: {}}"
+    path.write_text(f"{presets}\nmethods: {{lucir: {{a: {{rank: 2, rank_k: 3}}, b: {{rank: 4}}}}}}")
+    own = {"rank": 4, "rank_k": 3}
+    assert read_settings(path).methods["lucir"] == {"a": {"rank": 2, "rank_k": 3}, "b": own, "c": own}
 
 
 # Values

@@ -13,14 +13,15 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from cilnorm_norms import _passes_native, _passes_torch
+from cilnorm_norms import _passes_channels_last, _passes_native, _passes_torch
 from cilnorm_norms._passes_torch import Pair
 
 
 def choose(x: Tensor) -> ModuleType:
     """The module whose ``moments``, ``affine``, ``sums`` and ``gradient`` suit ``x``."""
-    if not torch.compiler.is_compiling() and _passes_native.suits(x):
-        return _passes_native
+    for passes in () if torch.compiler.is_compiling() else (_passes_native, _passes_channels_last):
+        if passes.suits(x):
+            return passes
     return _passes_torch
 
 

@@ -7,8 +7,6 @@ They read the input where it lies; the elementwise form in ``_passes_torch`` nee
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
@@ -77,8 +75,8 @@ def gradient(g: Tensor, x: Tensor, current: int, mean: Pair, of_g: Pair, of_x: P
     return dx
 
 
-def _cut(x: Tensor, current: int, lanes: int) -> Iterator[Tensor]:
+def _cut(x: Tensor, current: int, lanes: int) -> tuple[Tensor, Tensor]:
     """Current rows (M, L · C, H, W) and past rows (P, C, H, W), as views."""
-    channels, height, width = x.shape[1:]
-    yield x[:current].view(-1, lanes * channels, height, width)
-    yield x[current:]
+    rows, channels, height, width = x.shape
+    own, past = x.split([current, rows - current])
+    return own.view(-1, lanes * channels, height, width), past

@@ -90,7 +90,8 @@ class TaskBalancedFunction(torch.autograd.Function):
         )
         ctx.save_for_backward(x, weight, bias, split.mean, mean.past, inverse)
         ctx.by_triton, ctx.count = False, split.count
-        running = split.mean.mean(0), split.var.mean(0) * (split.count / max(split.count - 1, 1))
+        running_mean, running_var = torch.stack([split.mean, split.var]).mean(1)
+        running = running_mean, running_var * (split.count / max(split.count - 1, 1))
         ctx.mark_non_differentiable(*running)
         return y, *running
 
