@@ -151,7 +151,7 @@ def test_dry_run_prints_a_spec_that_can_be_repeated(tmp_path: Path) -> None:
     again = cilnorm("run", "--dry-run", "--spec", tmp_path / "again.yaml")
     assert again.stdout == first.stdout
     other = cilnorm("run", "--dry-run", "--spec", tmp_path / "again.yaml", "--seed", "8", "--set", "norm=bn")
-    assert yaml.safe_load(other.stdout) == {**values, "seed": 8, "norm": "bn"}
+    assert yaml.safe_load(other.stdout) == {**values, "seed": 8, "norm": "bn", "norm_options": {}}
     assert os.listdir(tmp_path) == ["again.yaml"]
 
 
