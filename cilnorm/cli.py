@@ -140,6 +140,25 @@ def plugins(strict: Strict = False, debug: Debug = False) -> None:
     _guarded(work, debug)
 
 
+@app.command(context_settings={"allow_interspersed_args": False, "allow_extra_args": True})
+def bench(
+    context: typer.Context,
+    name: Annotated[str | None, typer.Argument(help="Which one; `bench NAME --help` shows its options.")] = None,
+) -> None:
+    """Run a benchmark on this machine; without a name, show which there are."""
+    import runpy
+
+    inside = Path(__file__).resolve().parent / "shipped"  # where the wheel has them; a checkout has them at its root
+    home = inside if inside.is_dir() else inside.parent.parent
+    found = sorted(path.stem for path in (home / "benchmarks").glob("[a-z]*.py"))
+    if name not in found:
+        _complain(f"{f'no benchmark {name!r}; ' if name else ''}there are {', '.join(found)}")
+        raise typer.Exit(2 if name else 0)
+    sys.path.insert(0, str(home))
+    sys.argv = [f"cilnorm bench {name}", *context.args]
+    runpy.run_module(f"benchmarks.{name}", run_name="__main__", alter_sys=True)
+
+
 def _registry(strict: bool, quiet: bool = False) -> Registry:
     from cilnorm.registry import load
 

@@ -23,7 +23,7 @@ from tests import fake
 from tests.conftest import ROOT, TINY
 from tests.strangers import distribute, norm
 
-COMMANDS = ("run", "resume", "list", "plugins")
+COMMANDS = ("run", "resume", "list", "plugins", "bench")
 
 
 @pytest.fixture(autouse=True)
@@ -95,6 +95,17 @@ def test_no_arguments_show_the_commands() -> None:
 
 
 # What there is
+
+
+def test_bench_runs_a_benchmark_with_its_own_options() -> None:
+    done = in_a_process("bench", "norms", "--only", "gn", "--pairs", "1")
+    [row] = [line for line in done.stdout.splitlines() if line.startswith("| gn")]
+    assert all(float(cell) > 0 for cell in row.strip("| ").split(" | ")[1:])
+
+
+def test_bench_says_which_there_are() -> None:
+    assert "norms" in complaint(cilnorm("bench"), 0)
+    assert "'nrms'" in complaint(cilnorm("bench", "nrms"))
 
 
 def test_list_shows_every_name() -> None:
