@@ -28,7 +28,7 @@ from cilnorm.metrics import as_matrix, summarise
 from cilnorm.registry import Registry
 from cilnorm.spec import Spec, to_yaml
 
-__all__ = ["FolderError", "RunFolder", "default_folder"]
+__all__ = ["MARK", "FolderError", "RunFolder", "default_folder"]
 
 MARK = "spec.yaml"
 
