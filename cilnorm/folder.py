@@ -1,7 +1,7 @@
 """The folder of a run: everything that is written, and where.
 
 ``spec.yaml`` repeats the run, ``environment.json`` says what it ran on, ``events.jsonl`` what happened,
-``accuracy.csv`` is the accuracy matrix, ``summary.json`` the state and the metrics; ``checkpoints/`` and ``figures/``
+``accuracy.csv`` is the accuracy matrix, ``confusion.csv`` which tasks are taken for which, ``summary.json`` the state and the metrics; ``checkpoints/`` and ``figures/``
 hold those.
 """
 
@@ -28,7 +28,7 @@ from cilnorm.metrics import as_matrix, summarise
 from cilnorm.registry import Registry
 from cilnorm.spec import Spec, to_yaml
 
-__all__ = ["FolderError", "RunFolder", "default_folder"]
+__all__ = ["MARK", "FolderError", "RunFolder", "default_folder", "read_confusion"]
 
 MARK = "spec.yaml"
 
@@ -112,6 +112,19 @@ class RunFolder:
             writer.writerow([t + 1, *(repr(value) for value in row), *[""] * (len(rows) - len(row))])
         write_atomically(self.path / "accuracy.csv", text.getvalue())
 
+    def write_confusion(self, counts: Sequence[Sequence[int]]) -> None:
+        """Adds to confusion.csv, after learning task t, how many test images of each task got a class of each task.
+
+        What an earlier, stopped process wrote of this task or later ones is replaced.
+        """
+        text, after = io.StringIO(), len(counts)
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["after_task", "task", *(f"as_task_{u + 1}" for u in range(after))])
+        for t, rows in enumerate([*read_confusion(self.path)[: after - 1], counts], 1):
+            for u, row in enumerate(rows, 1):
+                writer.writerow([t, u, *row, *[""] * (after - len(row))])
+        write_atomically(self.path / "confusion.csv", text.getvalue())
+
     def write_summary(
         self, state: str, rows: Sequence[Sequence[float]], by_head: Sequence[Sequence[float]] = (), **facts: Any
     ) -> dict[str, Any]:
@@ -125,6 +138,18 @@ class RunFolder:
             summary["by_head"] = summarise(as_matrix(by_head))
         write_atomically(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
         return summary
+
+
+def read_confusion(folder: Path) -> list[list[list[int]]]:
+    """confusion.csv: one square matrix a learned task, empty where there is no such file."""
+    found: list[list[list[int]]] = []
+    if (folder / "confusion.csv").is_file():
+        with open(folder / "confusion.csv", encoding="utf-8", newline="") as file:
+            for after, _, *counts in list(csv.reader(file))[1:]:
+                if int(after) > len(found):
+                    found.append([])
+                found[-1].append([int(count) for count in counts if count])
+    return found
 
 
 def default_folder(spec: Spec) -> Path:

@@ -305,13 +305,16 @@ def _memory_with(run: _Run, task: Task) -> Memory:
 def _evaluate(run: _Run, task: Task) -> dict[str, list[float]]:
     """Adds the task's row to the matrix, and the head's to its own where it does not fill the matrix; returns both."""
     state, parts = run.state, run.parts
-    by_head = accuracies(run.spec, parts, task)
-    if run.spec.classifier == "head":
-        state.matrix.append(by_head)
-        return {"accuracy": by_head}
-    state.matrix.append(accuracies(run.spec, parts, task, class_means(parts.net, parts.train, state.memory.exemplars)))
-    state.by_head.append(by_head)
-    return {"accuracy": state.matrix[-1], "by_head": by_head}
+    by_head, confusion = accuracies(run.spec, parts, task)
+    scores = {"accuracy": by_head}
+    if run.spec.classifier == "nme":
+        means = class_means(parts.net, parts.train, state.memory.exemplars)
+        accuracy, confusion = accuracies(run.spec, parts, task, means)
+        state.by_head.append(by_head)
+        scores = {"accuracy": accuracy, "by_head": by_head}
+    state.matrix.append(scores["accuracy"])
+    run.folder.write_confusion(confusion)
+    return scores
 
 
 def _best(run: _Run, task: Task) -> tuple[float, dict[str, Tensor]] | None:

@@ -115,10 +115,11 @@ class Spec:
 
 @dataclass(frozen=True)
 class Settings:
-    """registry.yaml, read: values by preset, and what a paper's method changes with it."""
+    """registry.yaml, read: values by preset, what a paper's method changes with it, and grids of `cilnorm.grid`."""
 
     presets: Mapping[str, Options]
     methods: Mapping[str, Mapping[str, Options]]
+    grids: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_settings(path: Path | None = None) -> Settings:
@@ -131,7 +132,7 @@ def read_settings(path: Path | None = None) -> Settings:
     beside = Path(__file__).resolve().parent.parent / "registry.yaml"  # where an editable install has it
     source = path or (packaged if packaged.is_file() else beside)
     content = _names(source.read_text(encoding="utf-8"), str(path or "registry.yaml"))
-    _known("section of registry.yaml", content, ("presets", "methods"))
+    _known("section of registry.yaml", content, ("presets", "methods", "grids"))
     presets: dict[str, Options] = {}
     methods: dict[str, dict[str, Options]] = {name: dict(own) for name, own in content.get("methods", {}).items()}
     for name, values in content.get("presets", {}).items():
@@ -142,7 +143,7 @@ def read_settings(path: Path | None = None) -> Settings:
             presets[name] = _merged(presets[base], presets[name])
             for own in methods.values():
                 own[name] = _merged(own.get(base, {}), own.get(name, {}))
-    return Settings(presets, methods)
+    return Settings(presets, methods, content.get("grids", {}))
 
 
 def _merged(base: Options, over: Options) -> dict[str, Any]:

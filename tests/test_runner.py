@@ -15,7 +15,7 @@ import torch
 
 from cilnorm import evaluation, runner
 from cilnorm.checkpoint import CheckpointError
-from cilnorm.folder import FolderError
+from cilnorm.folder import FolderError, read_confusion
 from cilnorm.metrics import as_matrix, summarise
 from cilnorm.registry import Registry
 from cilnorm.runner import Result, RunStopped, resume, run
@@ -55,6 +55,7 @@ def bits(folder: Path) -> dict[str, Any]:
     final = torch.load(folder / "checkpoints" / "last.pt", weights_only=True)
     return {
         "accuracy": (folder / "accuracy.csv").read_text(),
+        "confusion": (folder / "confusion.csv").read_text(),
         "losses": [(e["task"], e["phase"], e["epoch"], e["lr"], e["terms"]) for e in events(folder, "epoch")],
         "weights": {name: tensor.tolist() for name, tensor in final["net"].items()},
         "memory": [kept.tolist() for kept in final["memory"]],
@@ -69,7 +70,8 @@ def test_a_run_leaves_all_that_it_should(finished: Result, tiny: Tiny, registry:
     folder = finished.folder
     kept = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert kept == {
-        "spec.yaml", "environment.json", "events.jsonl", "accuracy.csv", "summary.json", "checkpoints/last.pt",
+        "spec.yaml", "environment.json", "events.jsonl", "accuracy.csv", "confusion.csv", "summary.json",
+        "checkpoints/last.pt",
         "figures/accuracy.png", "figures/matrix.png",
     }  # fmt: skip
     assert read_spec(folder / "spec.yaml", registry) == tiny()
@@ -87,6 +89,15 @@ def test_a_run_leaves_all_that_it_should(finished: Result, tiny: Tiny, registry:
     assert environment["device"] == "cpu"
     assert environment["dataset_sha256"] == "of-blobs"
     assert "(extra)" in environment["plugins"]
+
+
+def test_the_confusion_of_tasks_agrees_with_the_accuracies(finished: Result) -> None:
+    confusion = read_confusion(finished.folder)
+    assert [len(after) for after in confusion] == [1, 2, 3]
+    for after, row in zip(confusion, finished.matrix, strict=True):
+        assert all(sum(counts) == 40 for counts in after)  # 20 test images of each of two classes
+        for task, percent in enumerate(row):
+            assert after[task][task] >= round(percent / 100 * 40)  # the right task, if not the right class of it
 
 
 def test_a_run_learns(finished: Result) -> None:
