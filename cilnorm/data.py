@@ -36,15 +36,25 @@ class Views:
     brightness: Tensor
 
     def __getitem__(self, which: Tensor | int) -> Views:
-        return self._each(lambda part: part[which])
+        return self.each(lambda part: part[which])
 
     def to(self, device: torch.device) -> Views:
         """The same views on another device."""
-        return self._each(lambda part: part.to(device))
+        return self.each(lambda part: part.to(device))
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> Views:
-        parts = (self.top, self.left, self.height, self.width, self.flip, self.brightness)
-        return Views(*map(change, parts))
+    def copy_(self, other: Views) -> None:
+        """Takes over as many other views, in the same memory."""
+        for mine, theirs in zip(self.parts, other.parts, strict=True):
+            mine.copy_(theirs)
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Views:
+        """``change`` made to every part."""
+        return Views(*map(change, self.parts))
+
+    @property
+    def parts(self) -> tuple[Tensor, ...]:
+        """The tensors, in the order of the attributes."""
+        return self.top, self.left, self.height, self.width, self.flip, self.brightness
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from cilnorm.batch import Batch, Task
+from cilnorm.feed import Feed
 from cilnorm.method import Method, Past, Phase, Schedule, Step
 from cilnorm.network import Network
 from cilnorm.streams import generator
@@ -61,6 +63,13 @@ class Engine:
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule.rate(epoch)
         self._sums, self._steps = {}, 0
+
+    def epoch(self, feed: Feed) -> Iterator[None]:
+        """An update a batch; stops after each for whoever counts them."""
+        for batch in feed:
+            self.net.observe(batch.composition)
+            self.step(batch)
+            yield
 
     def step(self, batch: Batch) -> None:
         """One update; nothing is read back from the device."""

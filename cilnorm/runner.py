@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -17,12 +17,14 @@ from torch import Tensor
 
 from cilnorm import registry as registries
 from cilnorm.assemble import Assembly, assemble, pick_device
-from cilnorm.batch import Batch, Composition, Task
+from cilnorm.batch import Composition, Task
 from cilnorm.checkpoint import State, read_checkpoint, write_checkpoint
 from cilnorm.engine import Engine, NonFiniteLoss
 from cilnorm.evaluation import accuracies, class_means, embed, held_out_loss, scored
+from cilnorm.feed import Feed, feed
 from cilnorm.figures import draw_figures
 from cilnorm.folder import RunFolder, default_folder
+from cilnorm.heap import keep_freed_memory
 from cilnorm.memory import Memory, per_class
 from cilnorm.method import Phase
 from cilnorm.protocol import NoBatch, Part, Plan, Protocol, plan_epoch
@@ -167,6 +169,7 @@ class _Run:
 
 def _learn(run: _Run, registry: Registry) -> Result:
     """Task after task: grow, train phase after phase, remember, choose exemplars, evaluate."""
+    keep_freed_memory()
     spec, parts, state, folder, tell = run.spec, run.parts, run.state, run.folder, run.tell
     names = {name: getattr(spec, name) for name in ("method", "norm", "backbone", "dataset", "preset", "seed")}
     try:
@@ -225,9 +228,7 @@ def _train(run: _Run, task: Task, phase: Phase) -> None:
     for epoch in range(state.epoch, schedule.epochs):
         plan = _plan(run, task, phase, epoch)
         engine.start_epoch(epoch)
-        for step, batch in enumerate(_batches(run, plan, (task.index, state.phase, epoch)), 1):
-            net.observe(batch.composition)
-            engine.step(batch)
+        for step, _ in enumerate(engine.epoch(_feed(run, plan, (task.index, state.phase, epoch))), 1):
             run.tell.step(step, plan.steps, epoch, schedule.epochs)
         terms = engine.finish_epoch()
         state.epoch, state.steps, state.seconds = epoch + 1, state.steps + plan.steps, run.tell.seconds
@@ -270,24 +271,20 @@ def _plan(run: _Run, task: Task, phase: Phase, epoch: int) -> Plan:
     return plan_epoch(sources, composition, spec.protocol, spec.seed, (task.index, state.phase), epoch)
 
 
-def _batches(run: _Run, plan: Plan, position: tuple[int, ...]) -> Iterator[Batch]:
-    """The plan's batches, augmented; ``position`` names the epoch's stream of augmentation."""
-    parts = run.parts
-    views = parts.train.draw(int(plan.draws.max()) + 1, generator(run.spec.seed, "augmentation", *position))
-    views = views[plan.draws].to(parts.device)
-    indices, targets = plan.indices.to(parts.device), parts.stream.targets[plan.indices].to(parts.device)
-    for step in range(plan.steps):
-        yield Batch(parts.train.augmented(indices[step], views[step]), targets[step], plan.composition)
+def _feed(run: _Run, plan: Plan, position: tuple[int, ...]) -> Feed:
+    """The plan's batches; ``position`` names the epoch's stream of augmentation."""
+    stream = generator(run.spec.seed, "augmentation", *position)
+    return feed(plan, run.parts.train, run.parts.stream.targets, stream)
 
 
-def _seen_batches(run: _Run, task: Task) -> Iterator[Batch]:
+def _seen_batches(run: _Run, task: Task) -> Feed:
     """One pass over all that the task was trained on, current and remembered, for methods that measure something."""
     spec, state = run.spec, run.state
     pool = torch.cat([run.parts.stream.train(task), state.memory.indices])
     rows = sum(spec.rows)
     composition, position = Composition(rows, 0, task.index), (task.index, state.phase)
     plan = plan_epoch([Part(pool, rows, "seen")], composition, Protocol(), spec.seed, position, 0)
-    return _batches(run, plan, (*position, 0))
+    return _feed(run, plan, (*position, 0))
 
 
 def _memory_with(run: _Run, task: Task) -> Memory:

@@ -17,11 +17,11 @@ from tests.conftest import ROOT
 
 # A module imports only from rows above its own, and within its row from those named in WITHIN.
 ROWS = (
-    ("hookspecs", "batch", "images", "streams", "files", "values"),
+    ("hookspecs", "batch", "images", "streams", "files", "values", "heap"),
     ("losses", "heads", "network", "registry"),
     ("method", "local_similarity"),
     ("data", "memory", "protocol", "norms"),
-    ("spec",),
+    ("spec", "feed"),
     ("grid", "published"),
     ("assemble", "metrics", "engine", "evaluation", "folder", "checkpoint", "figures"),
     ("tuning",),

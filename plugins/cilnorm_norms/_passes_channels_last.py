@@ -1,11 +1,15 @@
 """The four passes over a tensor in channels_last layout on the CPU, where convolutions run fastest.
 
-There a row is a matrix (area, C), so sums over the area are products with a row of ones, which BLAS does at the speed
-of memory; torch's own reductions keep one channel at a time in mind and need six times as long. Values are shifted by
-a pilot near their mean before they are squared, since E[x²] − μ² loses everything once |μ| is a thousand deviations.
+There a row is a matrix (area, C), and torch's kernels keep C values at a time in mind, sixteen say. So a row is
+read as fewer, longer lines of several pixels each, (lines, pixels · C), and values of channels are repeated to match.
+Rows are worked through a few at a time, so that what one operation leaves is still in the cache when the next one asks.
+Values are shifted by a pilot near their mean before they are squared, since E[x²] − μ² loses everything once |μ| is a
+thousand deviations.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -13,6 +17,8 @@ from torch import Tensor
 from cilnorm_norms._passes_torch import Pair
 
 PILOT_EVERY = 8  # rows that the pilot looks at; it need not be the mean, only be near it
+LINE = 256  # values; from some hundred on kernels run at full speed
+BLOCK = 128 * 1024  # values; half a megabyte lies in the second-level cache, with room for two more like it
 
 
 def suits(x: Tensor) -> bool:
@@ -23,14 +29,18 @@ def suits(x: Tensor) -> bool:
 
 def moments(x: Tensor, current: int, lanes: int) -> tuple[Pair, Pair]:
     """Means and biased variances of every lane and of the past rows (zeros where there are none)."""
-    rows = _rows(x)
-    pilot = rows[::PILOT_EVERY].mean((0, 1))
-    shifted = rows - pilot
-    mean = _over_area(shifted) / rows.shape[1]
-    square = _over_area(shifted.square_()) / rows.shape[1]
-    means, squares = _of_parts(mean, current, lanes), _of_parts(square, current, lanes)
-    variances = Pair(*(sq - m.square() for m, sq in zip(means, squares, strict=True)))
-    if current == len(rows):
+    channels, area = x.shape[1], x.shape[2] * x.shape[3]
+    lines = _lines(x)
+    pilot = lines[::PILOT_EVERY].mean((0, 1)).view(-1, channels).mean(0)
+    sums, squares = [], []
+    for part, shifted in _blocks_of_rows(lines):
+        torch.sub(part, _repeated(pilot, lines), out=shifted)
+        sums.append(shifted.sum(1))
+        squares.append(shifted.square_().sum(1))
+    means = _of_parts(_of_channels(sums, channels) / area, current, lanes)
+    squared = _of_parts(_of_channels(squares, channels) / area, current, lanes)
+    variances = Pair(*(sq - m.square() for m, sq in zip(means, squared, strict=True)))
+    if current == len(x):
         return Pair(means.lanes + pilot, torch.zeros_like(pilot)), Pair(variances.lanes, torch.zeros_like(pilot))
     return Pair(*(m + pilot for m in means)), variances
 
@@ -38,48 +48,76 @@ def moments(x: Tensor, current: int, lanes: int) -> tuple[Pair, Pair]:
 def affine(x: Tensor, current: int, mean: Pair, scale: Pair, shift: Pair) -> Tensor:
     """scale · (x − mean) + shift."""
     y = torch.empty_like(x)
-    parts = zip(_cut(x, current, mean), _cut(y, current, mean), mean, scale, shift, strict=True)
-    for part, out, m, a, b in parts:
-        torch.sub(part, m.unsqueeze(-2), out=out)
-        torch.addcmul(b.unsqueeze(-2), out, a.unsqueeze(-2), out=out)
+    for (part, out), (m, a, b) in _blocks_of_lanes((x, y), current, (mean, scale, shift)):
+        torch.sub(part, m, out=out)
+        torch.addcmul(b, out, a, out=out)
     return y
 
 
 def sums(g: Tensor, x: Tensor, current: int, mean: Pair) -> tuple[Pair, Pair]:
     """Σ g and Σ g · (x − mean) of every lane and of the past rows."""
-    lanes = len(mean.lanes)
-    pilot = mean.lanes.mean(0)
-    products = (_rows(x) - pilot).mul_(_rows(g))
-    of_g, of_products = _over_area(_rows(g)), _over_area(products)
+    channels, lanes = x.shape[1], len(mean.lanes)
+    lines, pilot = _lines(x), mean.lanes.mean(0)
+    of_g, of_products, start = [], [], 0
+    for part, product in _blocks_of_rows(lines):
+        upstream = _lines(g)[start : start + len(part)]
+        start += len(part)
+        torch.sub(part, _repeated(pilot, lines), out=product)
+        of_products.append(product.mul_(upstream).sum(1))
+        of_g.append(upstream.sum(1))
     counts = (current // lanes, len(x) - current)
-    total = Pair(*(m * n for m, n in zip(_of_parts(of_g, current, lanes), counts, strict=True)))
-    dot = [p * n for p, n in zip(_of_parts(of_products, current, lanes), counts, strict=True)]
+    of_rows = (_of_parts(_of_channels(each, channels), current, lanes) for each in (of_g, of_products))
+    total, dot = (Pair(*(mean * n for mean, n in zip(each, counts, strict=True))) for each in of_rows)
     return total, Pair(*(d - (m - pilot) * t for d, m, t in zip(dot, mean, total, strict=True)))
 
 
 def gradient(g: Tensor, x: Tensor, current: int, mean: Pair, of_g: Pair, of_x: Pair, shift: Pair) -> Tensor:
     """of_g · g + of_x · (x − mean) + shift."""
-    dx = affine(x, current, mean, of_x, shift)
-    for out, part, factor in zip(_cut(dx, current, mean), _cut(g, current, mean), of_g, strict=True):
-        out.addcmul_(part, factor.unsqueeze(-2))
+    dx = torch.empty_like(x)
+    for (part, upstream, out), (m, a, b, factor) in _blocks_of_lanes((x, g, dx), current, (mean, of_x, shift, of_g)):
+        torch.sub(part, m, out=out)
+        torch.addcmul(b, out, a, out=out)
+        out.addcmul_(upstream, factor)
     return dx
 
 
-def _rows(x: Tensor) -> Tensor:
-    """(N, area, C), as a view."""
-    return x.permute(0, 2, 3, 1).flatten(1, 2)
+def _lines(x: Tensor) -> Tensor:
+    """(N, lines, pixels · C), as a view."""
+    channels, area = x.shape[1], x.shape[2] * x.shape[3]
+    pixels = max(p for p in range(1, max(1, LINE // channels) + 1) if area % p == 0)
+    return x.permute(0, 2, 3, 1).view(len(x), area // pixels, pixels * channels)
 
 
-def _cut(x: Tensor, current: int, like: Pair) -> tuple[Tensor, Tensor]:
-    """Current rows (M, L, area, C) and past rows (P, area, C), as views."""
-    rows = _rows(x)
-    return rows[:current].unflatten(0, (-1, len(like.lanes))), rows[current:]
+def _repeated(value: Tensor, lines: Tensor) -> Tensor:
+    """(..., C) as (..., 1, pixels · C)."""
+    pixels = lines.shape[-1] // value.shape[-1]
+    return value.unsqueeze(-2).expand(*value.shape[:-1], pixels, -1).flatten(-2).unsqueeze(-2)
 
 
-def _over_area(rows: Tensor) -> Tensor:
-    """Sums (N, C) over the area of (N, area, C)."""
-    ones = rows.new_ones(1, 1, 1).expand(len(rows), 1, rows.shape[1])
-    return torch.bmm(ones, rows)[:, 0]
+def _blocks_of_rows(lines: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Some rows after another, and memory for as many values, the same for all."""
+    rows = max(1, BLOCK // lines[0].numel())
+    work = torch.empty_like(lines[:rows])
+    return ((part, work[: len(part)]) for part in lines.split(rows))
+
+
+def _blocks_of_lanes(
+    tensors: tuple[Tensor, ...], current: int, values: tuple[Pair, ...]
+) -> Iterator[tuple[tuple[Tensor, ...], tuple[Tensor, ...]]]:
+    """Some rows of each tensor, and what of ``values`` goes with them: all lanes of current rows, then past rows."""
+    every = [_lines(tensor) for tensor in tensors]
+    lanes, most = len(values[0].lanes), max(1, BLOCK // every[0][0].numel())
+    repeated = _repeated(torch.stack([torch.cat([value.lanes, value.past[None]]) for value in values]), every[0])
+    own, past = repeated[:, :-1].unbind(), repeated[:, -1].unbind()
+    parts = (lines[:current].unflatten(0, (-1, lanes)).split(max(1, most // lanes)) for lines in every)
+    yield from ((part, own) for part in zip(*parts, strict=True))
+    if current < len(every[0]):
+        yield from ((part, past) for part in zip(*(lines[current:].split(most) for lines in every), strict=True))
+
+
+def _of_channels(sums: list[Tensor], channels: int) -> Tensor:
+    """Sums (N, C) of rows from those (rows, pixels · C) of blocks."""
+    return torch.cat(sums).unflatten(1, (-1, channels)).sum(1)
 
 
 def _of_parts(values: Tensor, current: int, lanes: int) -> Pair:

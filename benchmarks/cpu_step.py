@@ -1,0 +1,203 @@
+"""What a training step costs on the CPU: ours against a plain PyTorch loop, and TBBN against batch norm.
+
+    python -m benchmarks.cpu_step --data-root DATA        real CIFAR-100; random images of its size without
+    python -m benchmarks.cpu_step --rounds 61
+
+A step is one of FT in the tenth task of ten classes on CIFAR-100, all of it: 48 current and 16 past rows are drawn,
+cropped, resized, mirrored and normalised; then forward, loss, backward, clip and SGD, on one thread. The plain loop has
+two data loaders with torchvision's transforms, the same network with torch's ``BatchNorm2d`` in torch's default layout,
+and reads the loss every step. Each contestant is a process of its own; a round is a step of each, one after another in
+turns, in seconds of processor time, and a ratio is the median over rounds of the quotient within a round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+CURRENT, PAST, TASKS = 48, 16, 10
+Step = Callable[[], None]
+
+
+def stream(root: Path | None, norm: str, backbone: str) -> Any:
+    """Parts of a CIFAR-100 run in its tenth task, and 20 images of each old class as its memory."""
+    import torch
+
+    from benchmarks import random_images
+    from cilnorm import registry as registries
+    from cilnorm.assemble import assemble
+    from cilnorm.spec import resolve
+
+    registry = registries.load(extra=[random_images])
+    dataset = "cifar100" if root else "random-images"
+    spec = resolve("cifar100", registry, method="ft", norm=norm, backbone=backbone, dataset=dataset)
+    parts = assemble(spec, registry, torch.device("cpu"), root)
+    for task in parts.stream.tasks:
+        parts.net.head.grow(task.new)
+    memory = torch.cat([rows[:20] for task in parts.stream.tasks[:-1] for rows in parts.stream.by_class(task)])
+    return spec, parts, memory
+
+
+def ours(root: Path | None, norm: str, backbone: str) -> Step:
+    """A step as the runner takes it, the epoch's plan shared among its steps."""
+    from cilnorm.batch import Composition
+    from cilnorm.engine import Engine
+    from cilnorm.feed import feed
+    from cilnorm.heap import keep_freed_memory
+    from cilnorm.method import Phase
+    from cilnorm.protocol import Part, plan_epoch
+    from cilnorm.streams import generator
+
+    keep_freed_memory()
+    spec, parts, memory = stream(root, norm, backbone)
+    task = parts.stream.tasks[-1]
+    engine = Engine(parts.net, parts.method, task, Phase(), spec.schedule, None)
+    sources = [Part(parts.stream.train(task), CURRENT, "current"), Part(memory, PAST, "past")]
+
+    def endless() -> Iterator[None]:
+        for epoch in range(10**6):
+            engine.start_epoch(epoch % spec.schedule.epochs)
+            plan = plan_epoch(sources, Composition(CURRENT, PAST, task.index), spec.protocol, 0, (9, 0), epoch)
+            yield from engine.epoch(feed(plan, parts.train, parts.stream.targets, generator(0, "views", epoch)))
+            engine.finish_epoch()
+
+    steps = endless()
+    return lambda: next(steps)
+
+
+def plain(root: Path | None, norm: str, backbone: str) -> Step:
+    """A step of the loop that one would write without this package."""
+    import torch
+    from PIL import Image
+    from torch.utils.data import DataLoader, Dataset
+    from torchvision import transforms
+
+    spec, parts, memory = stream(root, norm, backbone)
+    images, targets = parts.images.train_images.permute(0, 2, 3, 1).contiguous().numpy(), parts.stream.targets.tolist()
+    transform = transforms.Compose(
+        [
+            transforms.Pad(4),
+            transforms.RandomResizedCrop(32),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+            transforms.Normalize(parts.images.mean, parts.images.std),
+        ]
+    )
+
+    class Rows(Dataset):  # type: ignore[type-arg]
+        def __init__(self, indices: list[int]) -> None:
+            self.indices = indices
+
+        def __len__(self) -> int:
+            return len(self.indices)
+
+        def __getitem__(self, at: int) -> tuple[Any, int]:
+            return transform(Image.fromarray(images[self.indices[at]])), targets[self.indices[at]]
+
+    current = Rows(parts.stream.train(parts.stream.tasks[-1]).tolist())
+    loaders = [
+        DataLoader(rows, size, shuffle=True, drop_last=True)
+        for rows, size in ((current, CURRENT), (Rows(memory.tolist()), PAST))
+    ]
+    net = parts.net.to(memory_format=torch.contiguous_format)
+    for name, module in list(net.named_modules()):
+        if hasattr(module, "running_var"):
+            net.set_submodule(name, torch.nn.BatchNorm2d(module.num_features))
+    schedule = spec.schedule
+    optimizer = torch.optim.SGD(net.parameters(), schedule.lr, schedule.momentum, weight_decay=schedule.weight_decay)
+
+    def endless() -> Iterator[float]:
+        net.train()
+        while True:
+            for (x, y), (past_x, past_y) in zip(*loaders, strict=False):
+                optimizer.zero_grad()
+                logits = net(torch.cat([x, past_x])).logits
+                loss = torch.nn.functional.cross_entropy(logits, torch.cat([y, past_y]))
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(net.parameters(), schedule.clip)
+                optimizer.step()
+                yield loss.item()
+
+    steps = endless()
+
+    def step() -> None:
+        next(steps)
+
+    return step
+
+
+CONTESTANTS = {"plain": (plain, "bn"), "ft+bn": (ours, "bn"), "ft+tbbn": (ours, "tbbn")}
+
+
+def contestant(name: str, root: Path | None, backbone: str, pipe: Connection) -> None:
+    """Takes a step whenever asked to, and answers with its seconds."""
+    import torch
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    make, norm = CONTESTANTS[name]
+    step = make(root, norm, backbone)
+    step()
+    pipe.send(0.0)
+    while pipe.recv():
+        start = time.process_time()
+        step()
+        pipe.send(time.process_time() - start)
+
+
+def race(root: Path | None, backbone: str, rounds: int) -> dict[str, list[float]]:
+    """Seconds of every step of every contestant; who begins a round changes."""
+    context = multiprocessing.get_context("spawn")
+    pipes, processes = {}, []
+    for name in CONTESTANTS:
+        pipes[name], theirs = context.Pipe()
+        processes.append(context.Process(target=contestant, args=(name, root, backbone, theirs), daemon=True))
+        processes[-1].start()
+        theirs.close()
+        pipes[name].recv()
+    names, seconds = list(CONTESTANTS), {name: [] for name in CONTESTANTS}
+    for number in range(rounds):
+        for name in names[number % len(names) :] + names[: number % len(names)]:
+            pipes[name].send(True)
+            seconds[name].append(pipes[name].recv())
+    for pipe, process in zip(pipes.values(), processes, strict=True):
+        pipe.send(False)
+        process.join()
+    return seconds
+
+
+def quotients(over: list[float], under: list[float]) -> dict[str, float]:
+    """Median and quartiles over rounds of one contestant's seconds in units of another's."""
+    found = sorted(a / b for a, b in zip(over, under, strict=True))
+    low, median, high = statistics.quantiles(found, n=4) if len(found) > 1 else found * 3
+    return {"median": round(median, 3), "low": round(low, 3), "high": round(high, 3)}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Prints the two ratios, then JSON."""
+    parser = argparse.ArgumentParser(description="A CPU step in units of a plain PyTorch loop's.")
+    parser.add_argument("--data-root", type=Path, help="folder of CIFAR-100; random images if left out")
+    parser.add_argument("--rounds", type=int, default=31)
+    parser.add_argument("--backbone", default="resnet32")
+    given = parser.parse_args(argv)
+    seconds = race(given.data_root, given.backbone, given.rounds)
+    found = {
+        "plain / ft+bn": quotients(seconds["plain"], seconds["ft+bn"]),
+        "ft+tbbn / ft+bn": quotients(seconds["ft+tbbn"], seconds["ft+bn"]),
+    }
+    for name, each in seconds.items():
+        print(f"{name}: {1000 * statistics.median(each):.0f} ms a step")
+    for name, each in found.items():
+        print(f"{name}: {each['median']:.2f} (quartiles {each['low']:.2f} to {each['high']:.2f})")
+    print(json.dumps({"rounds": given.rounds, "backbone": given.backbone, **found}))
+
+
+if __name__ == "__main__":
+    main()
