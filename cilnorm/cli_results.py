@@ -151,6 +151,30 @@ def _against(entry: Entry, metric: str) -> str:
     return text if apart is None else f"{text} {apart:+.2f} {'ok' if held else 'no'}"
 
 
+@commands.command("report")
+def report_command(
+    runs: Runs,
+    out: Annotated[Path, typer.Option(help="The page.")] = Path("report.html"),
+    title: Annotated[str, typer.Option(help="Its heading.")] = "",
+    figures: Annotated[Path | None, typer.Option(help="Folder for the figures as PNG and SVG.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Write one page with the curves, matrices, losses and settings of some runs; it needs no network."""
+
+    def work() -> None:
+        from cilnorm.files import write_atomically
+        from cilnorm.report import draw, report
+        from cilnorm.results import read_result
+
+        results = [read_result(folder) for folder in runs]
+        write_atomically(out, report(results, title))
+        print(out)
+        for path in draw(results, figures) if figures else ():
+            print(path)
+
+    guarded(work, debug)
+
+
 def run_seeds(spec: Any, seeds: str, workers: int, out: Path | None, device: str, data_root: Path | None) -> None:
     """A spec with several seeds, each a run of its own in a folder ``seed-N``, and their mean at the end.
 

@@ -1,8 +1,8 @@
 """The folder of a run: everything that is written, and where.
 
 ``spec.yaml`` repeats the run, ``environment.json`` says what it ran on, ``events.jsonl`` what happened,
-``accuracy.csv`` is the accuracy matrix, ``confusion.csv`` which tasks are taken for which, ``summary.json`` the state
-and the metrics; ``checkpoints/`` and ``figures/`` hold those.
+``accuracy.csv`` is the accuracy matrix, ``confusion.csv`` says which tasks are taken for which, ``summary.json``
+has the state and the metrics; ``checkpoints/`` and ``figures/`` hold those.
 """
 
 from __future__ import annotations

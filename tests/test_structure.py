@@ -17,7 +17,7 @@ from tests.conftest import ROOT
 
 # A module imports only from rows above its own, and within its row from those named in WITHIN.
 ROWS = (
-    ("hookspecs", "batch", "images", "streams", "files", "values", "heap"),
+    ("hookspecs", "batch", "images", "streams", "files", "values", "heap", "charts"),
     ("losses", "heads", "network", "registry"),
     ("method", "local_similarity"),
     ("data", "memory", "protocol", "norms"),
@@ -27,7 +27,8 @@ ROWS = (
     ("tuning",),
     ("runner",),
     ("jobs", "table"),
-    ("workers", "board", "progress", "terminal"),
+    ("workers", "board", "results", "progress", "terminal"),
+    ("report",),
     ("cli_results",),
     ("cli",),
 )
