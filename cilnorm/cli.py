@@ -27,6 +27,8 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 Strict = Annotated[bool, typer.Option("--strict", help="A plugin that can't be loaded is an error.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 DataRoot = Annotated[Path | None, typer.Option(help="Folder in which data sets lie; also CILNORM_DATA.")]
+Every = Annotated[str | None, typer.Option(metavar="60s", help="Save within epochs, too: 60s, 5m, 1h.")]
+Deterministic = Annotated[bool, typer.Option("--deterministic", help="The same bits on a GPU, too, if more slowly.")]
 
 
 @app.command("run")
@@ -51,6 +53,11 @@ def run_command(
     data_root: DataRoot = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run; a new one under runs/ by default.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run that is in --out.")] = False,
+    go_on: Annotated[
+        bool, typer.Option("--resume", help="Continue the run that is in --out, if it is the same.")
+    ] = False,
+    checkpoint_every: Every = None,
+    deterministic: Deterministic = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved spec and stop.")] = False,
     strict: Strict = False,
     debug: Debug = False,
@@ -73,17 +80,8 @@ def run_command(
             return
         from cilnorm.runner import run
 
-        _watched(
-            lambda display: run(
-                chosen,
-                out,
-                device=device,
-                data_root=data_root,
-                registry=registry,
-                watch=[display],
-                overwrite=overwrite,
-            )
-        )
+        how = {**_how(checkpoint_every, deterministic), "device": device, "data_root": data_root, "registry": registry}
+        _watched(lambda display: run(chosen, out, **how, watch=[display], overwrite=overwrite, go_on=go_on))
 
     _guarded(work, debug)
 
@@ -93,6 +91,8 @@ def resume(
     folder: Annotated[Path, typer.Argument(help="Folder of the run.")],
     device: Device = "auto",
     data_root: DataRoot = None,
+    checkpoint_every: Every = None,
+    deterministic: Deterministic = False,
     debug: Debug = False,
 ) -> None:
     """Continue a run that was stopped."""
@@ -100,8 +100,9 @@ def resume(
     def work() -> None:
         from cilnorm.runner import resume as go_on
 
-        registry = _registry(False)
-        _watched(lambda display: go_on(folder, device=device, data_root=data_root, registry=registry, watch=[display]))
+        how = _how(checkpoint_every, deterministic)
+        how |= {"device": device, "data_root": data_root, "registry": _registry(False)}
+        _watched(lambda display: go_on(folder, **how, watch=[display]))
 
     _guarded(work, debug)
 
@@ -161,6 +162,17 @@ def _settings(pairs: list[str]) -> dict[str, Any]:
     return settings
 
 
+def _how(checkpoint_every: str | None, deterministic: bool) -> dict[str, Any]:
+    from cilnorm.values import seconds
+
+    every = None if checkpoint_every is None else seconds(checkpoint_every, "--checkpoint-every")
+    if deterministic:
+        from cilnorm.environment import be_deterministic
+
+        be_deterministic()
+    return {"checkpoint_every": every}
+
+
 def _chosen(registry: Registry, preset: str, path: Path | None, asked: dict[str, Any]) -> Spec:
     from cilnorm.spec import read_spec, resolve
 
@@ -198,9 +210,9 @@ def _guarded(work: Callable[[], None], debug: bool) -> None:
     """Turns what a user can mend into one line and exit status 2, a stopped run into 1, Ctrl-C into 130."""
     try:
         work()
-    except KeyboardInterrupt:
-        _complain("interrupted; `cilnorm resume FOLDER` goes on")
-        raise typer.Exit(130) from None
+    except KeyboardInterrupt as error:
+        _complain(str(error) or "interrupted; `cilnorm resume FOLDER` goes on where a run was begun")
+        raise typer.Exit(getattr(error, "status", 130)) from None
     except Exception as error:
         if debug:
             raise
@@ -212,7 +224,8 @@ def _guarded(work: Callable[[], None], debug: bool) -> None:
 
         mendable = isinstance(error, (SpecError, DatasetError, FolderError, PluginError, CheckpointError))
         text = " ".join(str(error).split()) or type(error).__name__
-        _complain(text if mendable or len(text) > 60 else f"{type(error).__name__}: {text}")
+        text = text if mendable or len(text) > 60 else f"{type(error).__name__}: {text}"
+        _complain("; ".join([text, *getattr(error, "__notes__", ())]))
         raise typer.Exit(2 if mendable else 1) from None
 
 

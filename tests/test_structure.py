@@ -17,13 +17,13 @@ from tests.conftest import ROOT
 
 # A module imports only from rows above its own, and within its row from those named in WITHIN.
 ROWS = (
-    ("hookspecs", "batch", "images", "streams", "files", "values"),
+    ("hookspecs", "batch", "images", "streams", "files", "sealed", "values"),
     ("losses", "heads", "network", "registry"),
     ("method", "local_similarity"),
     ("data", "memory", "protocol", "norms"),
     ("spec",),
-    ("assemble", "metrics", "engine", "evaluation", "folder", "checkpoint", "figures"),
-    ("tuning",),
+    ("assemble", "metrics", "engine", "evaluation", "environment", "folder", "checkpoint", "figures"),
+    ("tuning", "guard", "events"),
     ("runner",),
     ("progress", "cli"),
 )
@@ -31,9 +31,10 @@ WITHIN = {
     "network": {"heads"},
     "local_similarity": {"method"},
     "evaluation": {"assemble"},
-    "folder": {"metrics"},
+    "folder": {"metrics", "environment"},
     "checkpoint": {"engine"},
     "figures": {"metrics"},
+    "guard": {"events"},
     "cli": {"progress"},
 }
 FOR_PLUGINS = {name for row in ROWS[:3] for name in row} - {"registry"}
