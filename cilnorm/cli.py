@@ -31,6 +31,8 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 Strict = Annotated[bool, typer.Option("--strict", help="A plugin that can't be loaded is an error.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 DataRoot = Annotated[Path | None, typer.Option(help="Folder in which data sets lie; also CILNORM_DATA.")]
+Every = Annotated[str | None, typer.Option(metavar="60s", help="Save within epochs, too: 60s, 5m, 1h.")]
+Deterministic = Annotated[bool, typer.Option("--deterministic", help="The same bits on a GPU, too, if more slowly.")]
 
 
 @app.command("run")
@@ -57,6 +59,11 @@ def run_command(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run that is in --out.")] = False,
     seeds: Annotated[str | None, typer.Option(help="Several runs, one a seed: 0,1,2.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="How many of them at a time.")] = 1,
+    go_on: Annotated[
+        bool, typer.Option("--resume", help="Continue the run that is in --out, if it is the same.")
+    ] = False,
+    checkpoint_every: Every = None,
+    deterministic: Deterministic = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved spec and stop.")] = False,
     strict: Strict = False,
     debug: Debug = False,
@@ -82,8 +89,8 @@ def run_command(
             return
         from cilnorm.runner import run
 
-        where: dict[str, Any] = {"device": device, "data_root": data_root, "registry": registry, "overwrite": overwrite}
-        _watched(lambda display: run(chosen, out, watch=[display], **where))
+        how = {**_how(checkpoint_every, deterministic), "device": device, "data_root": data_root, "registry": registry}
+        _watched(lambda display: run(chosen, out, **how, watch=[display], overwrite=overwrite, go_on=go_on))
 
     guarded(work, debug)
 
@@ -93,6 +100,8 @@ def resume(
     folder: Annotated[Path, typer.Argument(help="Folder of the run.")],
     device: Device = "auto",
     data_root: DataRoot = None,
+    checkpoint_every: Every = None,
+    deterministic: Deterministic = False,
     debug: Debug = False,
 ) -> None:
     """Continue a run that was stopped."""
@@ -100,8 +109,9 @@ def resume(
     def work() -> None:
         from cilnorm.runner import resume as go_on
 
-        registry = loaded(False)
-        _watched(lambda display: go_on(folder, device=device, data_root=data_root, registry=registry, watch=[display]))
+        how = _how(checkpoint_every, deterministic)
+        how |= {"device": device, "data_root": data_root, "registry": loaded(False)}
+        _watched(lambda display: go_on(folder, **how, watch=[display]))
 
     guarded(work, debug)
 
@@ -159,6 +169,17 @@ def bench(
     sys.path.insert(0, str(home))
     sys.argv = [f"cilnorm bench {name}", *context.args]
     runpy.run_module(f"benchmarks.{name}", run_name="__main__", alter_sys=True)
+
+
+def _how(checkpoint_every: str | None, deterministic: bool) -> dict[str, Any]:
+    from cilnorm.values import seconds
+
+    every = None if checkpoint_every is None else seconds(checkpoint_every, "--checkpoint-every")
+    if deterministic:
+        from cilnorm.environment import be_deterministic
+
+        be_deterministic()
+    return {"checkpoint_every": every}
 
 
 def _chosen(registry: Registry, preset: str, path: Path | None, asked: dict[str, Any]) -> Spec:

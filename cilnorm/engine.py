@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -52,21 +52,30 @@ class Engine:
         )
         self._sums: dict[str, Tensor] = {}
         self._steps = 0
-        self._seed, self._noise, self._noise_std = seed, torch.Generator(), 0.0
+        self._seed, self._epoch, self._noise_std = seed, 0, 0.0
 
-    def start_epoch(self, epoch: int) -> None:
-        """Sets the learning rate and forgets the terms of the epoch before."""
+    @property
+    def sums(self) -> dict[str, Tensor]:
+        """Of each term of the loss over the epoch's steps so far, on the device."""
+        return self._sums
+
+    def start_epoch(self, epoch: int, steps: int = 0, sums: Mapping[str, Tensor] | None = None) -> None:
+        """Sets the learning rate and forgets the terms of the epoch before.
+
+        Args:
+            steps, sums: what an earlier process did of this epoch.
+        """
         self.net.train()
         self.net.backbone.train(self.phase.backbone == "train")
-        self._noise = generator(self._seed, f"gradient noise/{self.phase.name}", self.task.index, epoch)
+        self._epoch = epoch
         self._noise_std = self.phase.gradient_noise / (1 + epoch) ** 0.55
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule.rate(epoch)
-        self._sums, self._steps = {}, 0
+        self._sums, self._steps = dict(sums or {}), steps
 
-    def epoch(self, feed: Feed) -> Iterator[None]:
-        """An update a batch; stops after each for whoever counts them."""
-        for batch in feed:
+    def epoch(self, feed: Feed, first: int = 0) -> Iterator[None]:
+        """An update a batch, from batch ``first`` on; stops after each for whoever counts them."""
+        for batch in map(feed.batch, range(first, len(feed))):
             self.net.observe(batch.composition)
             self.step(batch)
             yield
@@ -93,13 +102,15 @@ class Engine:
         self._steps += 1
 
     def _add_noise(self) -> None:
+        name = f"gradient noise/{self.phase.name}"
+        stream = generator(self._seed, name, self.task.index, self._epoch, self._steps)
         for parameter in self.parameters:
             if parameter.grad is not None:
-                noise = torch.randn(parameter.shape, generator=self._noise).to(parameter.device)
+                noise = torch.randn(parameter.shape, generator=stream).to(parameter.device)
                 parameter.grad.add_(noise, alpha=self._noise_std)
 
     def finish_epoch(self) -> dict[str, float]:
-        """Mean of each term over the epoch's steps.
+        """Mean of each term over the epoch's steps, or those so far; reads from the device.
 
         Raises:
             NonFiniteLoss: a term is NaN or infinite.

@@ -66,9 +66,9 @@ def guarded(work: Callable[[], None], debug: bool) -> None:
     """Turns what a user can mend into one line and exit status 2, a stopped run into 1, Ctrl-C into 130."""
     try:
         work()
-    except KeyboardInterrupt:
-        complain("interrupted; `cilnorm resume FOLDER` goes on")
-        raise typer.Exit(130) from None
+    except KeyboardInterrupt as error:
+        complain(str(error) or "interrupted; `cilnorm resume FOLDER` goes on where a run was begun")
+        raise typer.Exit(getattr(error, "status", 130)) from None
     except typer.Exit:
         raise
     except Exception as error:
@@ -82,5 +82,6 @@ def guarded(work: Callable[[], None], debug: bool) -> None:
 
         mendable = isinstance(error, (SpecError, DatasetError, FolderError, PluginError, CheckpointError))
         text = " ".join(str(error).split()) or type(error).__name__
-        complain(text if mendable or len(text) > 60 else f"{type(error).__name__}: {text}")
+        text = text if mendable or len(text) > 60 else f"{type(error).__name__}: {text}"
+        complain("; ".join([text, *getattr(error, "__notes__", ())]))
         raise typer.Exit(2 if mendable else 1) from None

@@ -235,7 +235,10 @@ def test_a_folder_that_holds_no_run_or_a_damaged_one(finished: Result, tmp_path:
     assert complaint(cilnorm("resume", tmp_path / "none")).endswith("spec.yaml: No such file or directory")
     checkpoint = finished.folder / "checkpoints" / "last.pt"
     checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
-    assert "last.pt: can't be read: " in complaint(cilnorm("resume", finished.folder))
+    assert cilnorm("resume", finished.folder).stdout.startswith("warning: ")
+    for name in ("last.pt", "previous.pt"):
+        (finished.folder / "checkpoints" / name).write_bytes(b"damaged")
+    assert "last.pt can't be read: " in complaint(cilnorm("resume", finished.folder))
 
 
 def test_an_existing_run_is_refused_without_overwrite(finished: Result, spec_file: str) -> None:

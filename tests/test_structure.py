@@ -17,14 +17,14 @@ from tests.conftest import ROOT
 
 # A module imports only from rows above its own, and within its row from those named in WITHIN.
 ROWS = (
-    ("hookspecs", "batch", "images", "streams", "files", "values", "heap", "charts"),
+    ("hookspecs", "batch", "images", "streams", "files", "sealed", "values", "heap", "charts"),
     ("losses", "heads", "network", "registry"),
     ("method", "local_similarity"),
     ("data", "memory", "protocol", "norms"),
     ("spec", "feed"),
     ("grid", "published"),
-    ("assemble", "metrics", "engine", "evaluation", "folder", "checkpoint", "figures"),
-    ("tuning",),
+    ("assemble", "metrics", "engine", "evaluation", "environment", "folder", "checkpoint", "figures"),
+    ("tuning", "guard", "events"),
     ("runner",),
     ("jobs", "table"),
     ("workers", "board", "results", "progress", "terminal"),
@@ -36,9 +36,10 @@ WITHIN = {
     "network": {"heads"},
     "local_similarity": {"method"},
     "evaluation": {"assemble"},
-    "folder": {"metrics"},
+    "folder": {"metrics", "environment"},
     "checkpoint": {"engine"},
     "figures": {"metrics"},
+    "guard": {"events"},
 }
 FOR_PLUGINS = {name for row in ROWS[:3] for name in row} - {"registry"}
 PLUGINS = ("cilnorm_norms", "cilnorm_methods", "cilnorm_backbones", "cilnorm_datasets")
