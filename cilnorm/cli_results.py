@@ -175,6 +175,49 @@ def report_command(
     guarded(work, debug)
 
 
+@commands.command("compare")
+def compare_command(
+    one: Annotated[str, typer.Argument(metavar="A", help="A run, a folder of runs, or a quoted pattern of runs.")],
+    other: Annotated[str, typer.Argument(metavar="B", help="The same.")],
+    debug: Debug = False,
+) -> None:
+    """Say whether two runs are equal to the bit and where they part; test two groups of seeds against each other."""
+
+    def work() -> None:
+        from cilnorm.comparison import compare, gather, parting, sentence
+        from cilnorm.results import differing
+
+        mine, theirs = gather(one), gather(other)
+        names = (mine[0].label, theirs[0].label)
+        apart = differing([mine[0].spec, theirs[0].spec], ("seed", "preset"))
+        if len(mine) == len(theirs) == 1:
+            where = parting(mine[0], theirs[0])
+            print(f"not equal: {where}" if where else "equal to the bit: spec, losses, accuracies and weights")
+            if not where:
+                return
+        else:
+            print(f"the groups differ in {', '.join(apart)}" if apart else "the groups have the same settings")
+        names = names if names[0] != names[1] else ("A", "B")
+        found = compare(mine, theirs)
+        rows = [
+            (each.metric, _mean(each.one), _mean(each.other), f"{each.difference:+.2f}",
+             "–" if each.p is None else f"{each.p:.3f}", "–" if each.effect is None else f"{each.effect:.2f}")
+            for each in found
+        ]  # fmt: skip
+        effect = "d_z" if found[0].paired else "d"
+        print_table("in %", ("metric", f"A: {names[0]}", f"B: {names[1]}", "B - A", "p", effect), rows)
+        print(sentence(found[0], *names))
+
+    guarded(work, debug)
+
+
+def _mean(values: Sequence[float]) -> str:
+    from cilnorm.table import spread
+
+    mean, deviation = spread(values)
+    return f"{mean:.2f}" if deviation is None else f"{mean:.2f} ± {deviation:.2f}"
+
+
 def run_seeds(spec: Any, seeds: str, workers: int, out: Path | None, device: str, data_root: Path | None) -> None:
     """A spec with several seeds, each a run of its own in a folder ``seed-N``, and their mean at the end.
 

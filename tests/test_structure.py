@@ -28,7 +28,7 @@ ROWS = (
     ("runner",),
     ("jobs", "table"),
     ("workers", "board", "results", "progress", "terminal"),
-    ("report",),
+    ("report", "comparison"),
     ("cli_results",),
     ("cli",),
 )
