@@ -211,6 +211,33 @@ def compare_command(
     guarded(work, debug)
 
 
+@commands.command("probe")
+def probe_command(
+    name: Annotated[str, typer.Argument(metavar="bn-bias", help="Which experiment.")],
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
+    epochs: Annotated[int, typer.Option(min=0, help="Passes over the images of all tasks.")] = 5,
+    lr: Annotated[float | None, typer.Option(help="Learning rate; a tenth of the run's by default.")] = None,
+    device: Device = "auto",
+    data_root: DataRoot = None,
+    debug: Debug = False,
+) -> None:
+    """Experiment on a finished run. bn-bias: re-tune its norm layers alone on the images of all tasks."""
+
+    def work() -> None:
+        from cilnorm.registry import nearest
+        from cilnorm.values import SpecError
+
+        if name != "bn-bias":
+            raise SpecError(nearest("probe", name, ["bn-bias"]))
+        from cilnorm.probe import bn_bias
+
+        registry = loaded(False)
+        bn_bias(folder, epochs=epochs, lr=lr, device=device, data_root=data_root, registry=registry, tell=print)
+        print(f"{folder}/probes/bn-bias.png, .svg, .csv, .json")
+
+    guarded(work, debug)
+
+
 def _mean(values: Sequence[float]) -> str:
     from cilnorm.table import spread
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["accuracy_figure", "bars_figure", "curves_figure", "draw_figures", "matrix_figure", "save"]
+__all__ = ["COLOURS", "accuracy_figure", "bars_figure", "curves_figure", "draw_figures", "matrix_figure", "save"]
 
 Points = Sequence[tuple[float, float]]
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#b8578f", "#b98200", "#3d9ad1", "#7a5195", "#6b7280")  # told apart by all

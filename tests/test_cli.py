@@ -23,7 +23,7 @@ from tests import fake
 from tests.conftest import ROOT, TINY
 from tests.strangers import distribute, norm
 
-COMMANDS = ("run", "resume", "list", "plugins", "bench", "table", "report", "compare")
+COMMANDS = ("run", "resume", "list", "plugins", "bench", "table", "report", "compare", "probe")
 
 
 @pytest.fixture(autouse=True)

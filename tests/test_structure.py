@@ -26,7 +26,7 @@ ROWS = (
     ("assemble", "metrics", "engine", "evaluation", "environment", "folder", "checkpoint", "figures"),
     ("tuning", "guard", "events"),
     ("runner",),
-    ("jobs", "table"),
+    ("jobs", "table", "probe"),
     ("workers", "board", "results", "progress", "terminal"),
     ("report", "comparison"),
     ("cli_results",),
