@@ -284,14 +284,15 @@ def figure(probe: Probe, title: str) -> Figure:
         bars = axes[0].bar(places, heights, room * 0.92, color=colour, label=variant)
         axes[0].bar_label(bars, fmt="%.0f", fontsize=7)
     axes[0].set(xticks=range(3), xticklabels=names, ylabel="accuracy (%)", title=title)
+    axes[0].set_ylim(0, 1.25 * axes[0].get_ylim()[1])  # room for the legend
     axes[0].legend(frameon=False, fontsize=8)
     labels = {"mean": r"$|\mu_{run}-\mu|\,/\,\sigma$", "scale": r"$|\log(\sigma_{run}/\sigma)|$"}
     for ax, (measure, label) in zip(axes[1:], labels.items(), strict=False):
         for number, kind in enumerate(dict.fromkeys(row["images"] for row in probe.layers)):
             values = [row[measure] for row in probe.layers if row["images"] == kind]
             depths = range(1, len(values) + 1)
-            ax.plot(depths, values, "o-", markersize=3.5, color=COLOURS[number], label=f"{kind} images")
-        ax.set(xlabel="norm layer, from the input on", ylabel=label, title="running averages to those of ...")
+            ax.plot(depths, values, "o-", markersize=3.5, color=COLOURS[number], label=f"from {kind} images")
+        ax.set(xlabel="norm layer, from the input on", ylabel=label, title="distance of running averages")
         ax.set_ylim(bottom=0)
         ax.legend(frameon=False, fontsize=8)
         ax.grid(alpha=0.25)
