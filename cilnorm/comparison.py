@@ -111,13 +111,13 @@ def _bits(tensor: Any) -> Any:
 
 
 def _weights(folder: Path) -> dict[str, Any]:
-    import torch
+    from cilnorm.sealed import Damaged, unsealed
 
     path = folder / "checkpoints" / "last.pt"
     try:
-        weights: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)["net"]
-    except Exception as error:  # torch.load meets damage with many kinds of error
-        raise FolderError(f"{path}: can't be read: {(str(error) or repr(error)).splitlines()[0]}") from error
+        weights: dict[str, Any] = unsealed(path)["net"]
+    except (Damaged, OSError, KeyError) as error:
+        raise FolderError(f"{path}: can't be read: {getattr(error, 'strerror', None) or error}") from error
     return weights
 
 

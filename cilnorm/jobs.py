@@ -8,7 +8,6 @@ who was killed when.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from cilnorm.spec import Spec, read_spec, to_yaml
 __all__ = ["Job", "State", "progress"]
 
 State = Literal["new", "interrupted", "failed", "finished"]
+STOPPED = (0, 130, 143)  # finished, or asked to stop by Ctrl-C or SIGTERM
 TAIL = 1 << 16  # bytes of the log in which its last event is looked for
 
 
@@ -48,8 +48,6 @@ class Job:
                 write_atomically(asked, to_yaml(self.spec))
             elif read_spec(asked, registry).key != self.spec.key:
                 raise FolderError(f"{self.folder} was begun with other settings; give another --out")
-            if self.folder.exists() and not _holds_files(self.folder):  # killed before its first file was written
-                shutil.rmtree(self.folder)
         except FolderError:
             raise
         except OSError as error:
@@ -99,7 +97,7 @@ class Job:
 
     def end(self, code: int) -> None:
         """Takes down that its process ended with ``code``, a negative one being a signal, if that was a failure."""
-        if code not in (0, 130):
+        if code not in STOPPED:
             why = f"killed by signal {-code}" if code < 0 else self._last_line() or f"exit status {code}"
             write_atomically(self._beside("failed"), why + "\n")
 
@@ -112,10 +110,6 @@ class Job:
         except OSError:
             return ""
         return lines[-1].removeprefix("cilnorm: ") if lines else ""
-
-
-def _holds_files(folder: Path) -> bool:
-    return any(path.is_file() and not path.name.startswith(".") for path in folder.rglob("*"))
 
 
 def progress(folder: Path) -> float:

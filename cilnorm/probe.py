@@ -18,7 +18,7 @@ import copy
 import csv
 import io
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,9 +29,10 @@ from torch.nn import functional as F
 
 from cilnorm import registry as registries
 from cilnorm.assemble import Assembly, assemble, pick_device
-from cilnorm.batch import Batch, Composition, Task, set_composition
-from cilnorm.checkpoint import read_checkpoint
+from cilnorm.batch import Composition, Task, set_composition
+from cilnorm.checkpoint import Checkpoints
 from cilnorm.evaluation import accuracies
+from cilnorm.feed import Feed, feed
 from cilnorm.figures import COLOURS, save
 from cilnorm.files import write_atomically
 from cilnorm.folder import FolderError, RunFolder
@@ -89,12 +90,9 @@ def bn_bias(
     registry = registry or registries.load()
     spec = read_spec(folder / "spec.yaml", registry)
     parts = assemble(spec, registry, pick_device(device), data_root)
-    home = RunFolder(folder)
     tasks = parts.stream.tasks[: spec.stop_after]
-    state = (
-        read_checkpoint(home.checkpoint, spec.key, parts.net, parts.stream.tasks) if home.checkpoint.exists() else None
-    )
-    if state is None or state.task < len(tasks):
+    saved = Checkpoints(RunFolder(folder).checkpoints, {"spec": spec.key, "images": parts.images.digest})
+    if saved.read(parts.net, parts.stream.tasks)[0].task < len(tasks):
         raise FolderError(f"{folder} is not finished; `cilnorm resume {folder}` goes on")
     lr = spec.schedule.lr / 10 if lr is None else lr
     work = _Work(spec, replace(parts, net=parts.net.eval()), tasks, registry)
@@ -201,17 +199,13 @@ class _Work:
         """Rows of every task in one batch have no cut between current and past ones."""
         set_composition(net, Composition(sum(self.spec.rows), 0, self.tasks[-1].index))
 
-    def _batches(self, pool: Tensor, name: str, epoch: int) -> Iterator[Batch]:
+    def _batches(self, pool: Tensor, name: str, epoch: int) -> Feed:
         """One pass, augmented as in training."""
         spec, parts, rows = self.spec, self.parts, sum(self.spec.rows)
         composition = Composition(rows, 0, self.tasks[-1].index)
         plan = plan_epoch([Part(pool, rows, f"probe {name}")], composition, Protocol(), spec.seed, (0, 0), epoch)
-        views = parts.train.draw(plan.indices.numel(), generator(spec.seed, f"probe {name} augmentation", epoch))
-        views = views[plan.draws].to(parts.device)
-        for step in range(plan.steps):
-            indices = plan.indices[step]
-            targets = parts.stream.targets[indices].to(parts.device)
-            yield Batch(parts.train.augmented(indices.to(parts.device), views[step]), targets, composition)
+        stream = generator(spec.seed, f"probe {name} augmentation", epoch)
+        return feed(plan, parts.train, parts.stream.targets, stream)
 
 
 def norm_layers(net: nn.Module, spec: Spec, registry: Registry) -> dict[str, nn.Module]:

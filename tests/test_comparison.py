@@ -18,6 +18,7 @@ from cilnorm.folder import FolderError
 from cilnorm.registry import Registry
 from cilnorm.results import RunResult, read_result
 from cilnorm.runner import Result, run
+from cilnorm.sealed import sealed, unsealed
 
 
 @pytest.fixture
@@ -63,10 +64,10 @@ def test_where_accuracies_part(pair: tuple[Path, Path]) -> None:
 
 def test_where_weights_part(pair: tuple[Path, Path]) -> None:
     path = pair[1] / "checkpoints" / "last.pt"
-    content = torch.load(path, weights_only=True)
+    content = unsealed(path)
     weight = content["net"]["backbone.conv.weight"]
     weight[0, 0, 1, 0] = torch.nextafter(weight[0, 0, 1, 0], torch.tensor(9.0))
-    torch.save(content, path)
+    path.write_bytes(sealed(content))
     assert part(pair) == f"the last checkpoints: 1 of {weight.numel()} values of backbone.conv.weight differ"
     path.write_bytes(b"nothing")
     with pytest.raises(FolderError, match=r"last\.pt: can't be read"):

@@ -15,7 +15,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 from cilnorm.assemble import assemble, pick_device
-from cilnorm.checkpoint import read_checkpoint
+from cilnorm.checkpoint import Checkpoints
 from cilnorm.cli import app
 from cilnorm.folder import FolderError
 from cilnorm.probe import _Work, bn_bias, distances, norm_layers
@@ -28,7 +28,7 @@ Tiny = Callable[..., Spec]
 
 def at_work(spec: Spec, folder: Path, registry: Registry) -> _Work:
     parts = assemble(spec, registry, pick_device("cpu"))
-    read_checkpoint(folder / "checkpoints" / "last.pt", spec.key, parts.net, parts.stream.tasks)
+    Checkpoints(folder / "checkpoints", {"spec": spec.key, "images": "of-blobs"}).read(parts.net, parts.stream.tasks)
     return _Work(spec, replace(parts, net=parts.net.eval()), parts.stream.tasks, registry)
 
 
