@@ -30,6 +30,7 @@ Name = Annotated[str | None, typer.Option()]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Strict = Annotated[bool, typer.Option("--strict", help="A plugin that can't be loaded is an error.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
+LoggerNames = Annotated[list[str] | None, typer.Option("--logger", help="csv, tensorboard, ...; may be repeated.")]
 DataRoot = Annotated[Path | None, typer.Option(help="Folder in which data sets lie; also CILNORM_DATA.")]
 Every = Annotated[str | None, typer.Option(metavar="60s", help="Save within epochs, too: 60s, 5m, 1h.")]
 Deterministic = Annotated[bool, typer.Option("--deterministic", help="The same bits on a GPU, too, if more slowly.")]
@@ -53,6 +54,7 @@ def run_command(
     classifier: Annotated[str | None, typer.Option(help="head, or nme: nearest mean of exemplars.")] = None,
     train_per_class: Annotated[int | None, typer.Option(help="Use so many training images of a class.")] = None,
     protocol: Annotated[str | None, typer.Option(help="corrected (the paper) or released (its code).")] = None,
+    logger: LoggerNames = None,
     device: Device = "auto",
     data_root: DataRoot = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run; a new one under runs/ by default.")] = None,
@@ -85,12 +87,13 @@ def run_command(
             print(to_yaml(chosen), end="")
             return
         if seeds:
-            run_seeds(chosen, seeds, workers, out, device, data_root)
+            flags = _flags(device, data_root, logger, checkpoint_every, deterministic)
+            run_seeds(chosen, seeds, workers, out, flags)
             return
         from cilnorm.runner import run
 
         how = {**_how(checkpoint_every, deterministic), "device": device, "data_root": data_root, "registry": registry}
-        _watched(lambda display: run(chosen, out, **how, watch=[display], overwrite=overwrite, go_on=go_on))
+        _watched(lambda watch: run(chosen, out, **how, watch=watch, overwrite=overwrite, go_on=go_on), logger, registry)
 
     guarded(work, debug)
 
@@ -98,6 +101,7 @@ def run_command(
 @app.command()
 def resume(
     folder: Annotated[Path, typer.Argument(help="Folder of the run.")],
+    logger: LoggerNames = None,
     device: Device = "auto",
     data_root: DataRoot = None,
     checkpoint_every: Every = None,
@@ -110,8 +114,8 @@ def resume(
         from cilnorm.runner import resume as go_on
 
         how = _how(checkpoint_every, deterministic)
-        how |= {"device": device, "data_root": data_root, "registry": loaded(False)}
-        _watched(lambda display: go_on(folder, **how, watch=[display]))
+        how |= {"device": device, "data_root": data_root, "registry": (registry := loaded(False))}
+        _watched(lambda watch: go_on(folder, **how, watch=watch), logger, registry)
 
     guarded(work, debug)
 
@@ -171,6 +175,17 @@ def bench(
     runpy.run_module(f"benchmarks.{name}", run_name="__main__", alter_sys=True)
 
 
+def _flags(
+    device: str, data_root: Path | None, loggers: list[str] | None, checkpoint_every: str | None, deterministic: bool
+) -> list[str]:
+    """The same options once more, for a process of its own."""
+    from cilnorm.workers import options
+
+    flags = [*options(device, data_root), *(f"--logger={name}" for name in loggers or ())]
+    flags += ["--checkpoint-every", checkpoint_every] if checkpoint_every else []
+    return [*flags, "--deterministic"] if deterministic else flags
+
+
 def _how(checkpoint_every: str | None, deterministic: bool) -> dict[str, Any]:
     from cilnorm.values import seconds
 
@@ -188,11 +203,12 @@ def _chosen(registry: Registry, preset: str, path: Path | None, asked: dict[str,
     return read_spec(path, registry, **asked) if path else resolve(preset, registry, **asked)
 
 
-def _watched(go: Callable[[Any], Result]) -> None:
+def _watched(go: Callable[[Any], Result], loggers: list[str] | None, registry: Registry) -> None:
+    from cilnorm.loggers import Loggers
     from cilnorm.progress import Display
 
-    with Display() as display:
-        result = go(display)
+    with Loggers(loggers or [], registry) as logging, Display() as display:
+        result = go([display, logging])
     print(f"{result.folder}  (figures/accuracy.png, figures/matrix.png)")
 
 

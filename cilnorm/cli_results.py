@@ -59,6 +59,7 @@ def table(
     def work() -> None:
         from cilnorm.grid import read_grid
         from cilnorm.spec import read_settings
+        from cilnorm.workers import options
 
         registry, settings = loaded(False), read_settings()
         chosen = read_grid(grid, settings)
@@ -69,7 +70,7 @@ def table(
         for job in jobs:
             job.prepare(registry)
         try:
-            _do(jobs, workers, retry_failed, device, data_root)
+            _do(jobs, workers, retry_failed, options(device, data_root))
         finally:
             _write(home, wanted, jobs, f"{chosen.name}, preset {preset}", chosen.about)
         failed = [job for job in jobs if job.state == "failed"]
@@ -86,14 +87,14 @@ def _job(cell: Cell, folder: Path) -> Job:
     return Job(f"{cell.method} x {cell.norm}", cell.spec, folder / cell.name)
 
 
-def _do(jobs: Sequence[Job], workers: int, retry_failed: bool, device: str, data_root: Path | None) -> None:
+def _do(jobs: Sequence[Job], workers: int, retry_failed: bool, flags: Sequence[str]) -> None:
     from cilnorm.board import Board
-    from cilnorm.workers import options, work
+    from cilnorm.workers import work
 
     tried = ("finished",) if retry_failed else ("finished", "failed")
     todo = [job for job in jobs if job.state not in tried]
     with Board(jobs, todo) as board:
-        work(todo, workers, options(device, data_root), board)
+        work(todo, workers, flags, board)
 
 
 def _write(home: Path, cells: Sequence[Cell], jobs: Sequence[Job], title: str, about: str) -> None:
@@ -245,8 +246,11 @@ def _mean(values: Sequence[float]) -> str:
     return f"{mean:.2f}" if deviation is None else f"{mean:.2f} ± {deviation:.2f}"
 
 
-def run_seeds(spec: Any, seeds: str, workers: int, out: Path | None, device: str, data_root: Path | None) -> None:
+def run_seeds(spec: Any, seeds: str, workers: int, out: Path | None, flags: Sequence[str]) -> None:
     """A spec with several seeds, each a run of its own in a folder ``seed-N``, and their mean at the end.
+
+    Args:
+        flags: what each run is told besides.
 
     Raises:
         SpecError, FolderError: before anything is trained.
@@ -266,7 +270,7 @@ def run_seeds(spec: Any, seeds: str, workers: int, out: Path | None, device: str
     for job in jobs:
         job.prepare(registry)
     try:
-        _do(jobs, workers, True, device, data_root)
+        _do(jobs, workers, True, flags)
     finally:
         _write(home, cells, jobs, f"{spec.method} x {spec.norm}, {spec.dataset}", "")
     failed = [job for job in jobs if job.state != "finished"]

@@ -13,7 +13,7 @@ from typing import Any
 
 import pluggy
 
-__all__ = ["API_VERSION", "GROUP", "Backbone", "Dataset", "Method", "Norm", "Record", "hookimpl"]
+__all__ = ["API_VERSION", "GROUP", "Backbone", "Dataset", "Logger", "Method", "Norm", "Record", "hookimpl"]
 
 API_VERSION = 1
 GROUP = "cilnorm"
@@ -78,6 +78,20 @@ class Dataset(Record):
     """
 
 
+@dataclass(frozen=True)
+class Logger(Record):
+    """Somewhere for a run's events to go: ``build(folder)``, the run's folder (pathlib.Path), returns a callable.
+
+    It is called with every event (a dict) of events.jsonl, in order, the first being ``run``; a method ``close()``,
+    if there is one, is called at the end. What it raises stops the run.
+
+    Attributes:
+        needs: modules that must be installed for it, beside those that cilnorm itself needs.
+    """
+
+    needs: tuple[str, ...] = ()
+
+
 @hookspec
 def cilnorm_norms() -> Sequence[Norm]:  # type: ignore[empty-body]
     """Normalisation layers."""
@@ -96,3 +110,8 @@ def cilnorm_backbones() -> Sequence[Backbone]:  # type: ignore[empty-body]
 @hookspec
 def cilnorm_datasets() -> Sequence[Dataset]:  # type: ignore[empty-body]
     """Sources of images."""
+
+
+@hookspec
+def cilnorm_loggers() -> Sequence[Logger]:  # type: ignore[empty-body]
+    """Places for a run's events."""

@@ -18,7 +18,7 @@ from typing import Any, Generic, TypeVar
 import pluggy
 
 from cilnorm import hookspecs
-from cilnorm.hookspecs import API_VERSION, GROUP, Backbone, Dataset, Method, Norm, Record
+from cilnorm.hookspecs import API_VERSION, GROUP, Backbone, Dataset, Logger, Method, Norm, Record
 
 __all__ = ["Plugin", "PluginError", "Registry", "Shelf", "UnknownName", "load", "nearest"]
 
@@ -30,6 +30,7 @@ HOOKS: dict[str, tuple[str, type[Record]]] = {
     "cilnorm_methods": ("method", Method),
     "cilnorm_backbones": ("backbone", Backbone),
     "cilnorm_datasets": ("dataset", Dataset),
+    "cilnorm_loggers": ("logger", Logger),
 }
 
 
@@ -96,18 +97,19 @@ class Shelf(Mapping[str, R], Generic[R]):
 
 @dataclass(frozen=True)
 class Registry:
-    """The four shelves, and the plugins they came from, healthy or not."""
+    """The shelves, and the plugins they came from, healthy or not."""
 
     norms: Shelf[Norm]
     methods: Shelf[Method]
     backbones: Shelf[Backbone]
     datasets: Shelf[Dataset]
+    loggers: Shelf[Logger]
     plugins: tuple[Plugin, ...]
 
     @property
     def shelves(self) -> tuple[Shelf[Any], ...]:
         """All shelves, in the order in which people list them."""
-        return (self.norms, self.methods, self.backbones, self.datasets)
+        return (self.norms, self.methods, self.backbones, self.datasets, self.loggers)
 
     @property
     def failed(self) -> tuple[Plugin, ...]:

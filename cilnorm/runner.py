@@ -164,7 +164,14 @@ def _learn(run: _Run, registry: Registry) -> Result:
     with run.stops, recorded(spec, state, folder, tell):
         folder.write_environment(registry, parts.device, parts.images.digest)
         folder.write_summary("running", state.matrix, state.by_head)
-        tell("run", folder=str(folder.path), tasks=spec.stop_after or spec.tasks, notice=parts.images.notice, **names)
+        tell(
+            "run",
+            folder=str(folder.path),
+            tasks=spec.stop_after or spec.tasks,
+            notice=parts.images.notice,
+            steps=state.steps,
+            **names,
+        )
         for task in parts.stream.tasks[state.task : spec.stop_after]:
             tell("task", task=task.index + 1, classes=task.new, seen=task.seen, memory=len(state.memory))
             if not state.midway:

@@ -45,7 +45,7 @@ def offering(*records: object, hook: str = "cilnorm_norms") -> SimpleNamespace:
 
 # What is installed
 
-FIRST = ("bn", "ft", "resnet32", "cifar100")
+FIRST = ("bn", "ft", "resnet32", "cifar100", "csv")
 
 
 def test_every_installed_plugin_is_healthy() -> None:

@@ -27,7 +27,7 @@ ROWS = (
     ("tuning", "guard", "events"),
     ("runner",),
     ("jobs", "table", "probe"),
-    ("workers", "board", "results", "progress", "terminal"),
+    ("workers", "board", "results", "progress", "terminal", "loggers"),
     ("report", "comparison"),
     ("cli_results",),
     ("cli",),
@@ -42,7 +42,7 @@ WITHIN = {
     "guard": {"events"},
 }
 FOR_PLUGINS = {name for row in ROWS[:3] for name in row} - {"registry"}
-PLUGINS = ("cilnorm_norms", "cilnorm_methods", "cilnorm_backbones", "cilnorm_datasets")
+PLUGINS = ("cilnorm_norms", "cilnorm_methods", "cilnorm_backbones", "cilnorm_datasets", "cilnorm_loggers")
 OF_BATCH_NORM = {"num_features", "eps", "momentum", "affine", "track_running_stats", "device", "dtype"}
 
 CORE_FILES = sorted((ROOT / "cilnorm").glob("*.py"))

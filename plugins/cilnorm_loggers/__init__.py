@@ -1,0 +1,1 @@
+"""Where a run's events go besides its own log, one file a place."""
