@@ -50,12 +50,10 @@ def ours(root: Path | None, norm: str, backbone: str) -> Step:
     from cilnorm.batch import Composition
     from cilnorm.engine import Engine
     from cilnorm.feed import feed
-    from cilnorm.heap import keep_freed_memory
     from cilnorm.method import Phase
     from cilnorm.protocol import Part, plan_epoch
     from cilnorm.streams import generator
 
-    keep_freed_memory()
     spec, parts, memory = stream(root, norm, backbone)
     task = parts.stream.tasks[-1]
     engine = Engine(parts.net, parts.method, task, Phase(), spec.schedule, None)

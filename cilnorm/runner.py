@@ -24,7 +24,6 @@ from cilnorm.evaluation import accuracies, class_means, embed, held_out_loss, sc
 from cilnorm.feed import Feed, feed
 from cilnorm.figures import draw_figures
 from cilnorm.folder import RunFolder, default_folder
-from cilnorm.heap import keep_freed_memory
 from cilnorm.memory import Memory, per_class
 from cilnorm.method import Phase
 from cilnorm.protocol import NoBatch, Part, Plan, Protocol, plan_epoch
@@ -169,7 +168,6 @@ class _Run:
 
 def _learn(run: _Run, registry: Registry) -> Result:
     """Task after task: grow, train phase after phase, remember, choose exemplars, evaluate."""
-    keep_freed_memory()
     spec, parts, state, folder, tell = run.spec, run.parts, run.state, run.folder, run.tell
     names = {name: getattr(spec, name) for name in ("method", "norm", "backbone", "dataset", "preset", "seed")}
     try:

@@ -17,7 +17,7 @@ from tests.conftest import ROOT
 
 # A module imports only from rows above its own, and within its row from those named in WITHIN.
 ROWS = (
-    ("hookspecs", "batch", "images", "streams", "files", "values", "heap"),
+    ("hookspecs", "batch", "images", "streams", "files", "values"),
     ("losses", "heads", "network", "registry"),
     ("method", "local_similarity"),
     ("data", "memory", "protocol", "norms"),
