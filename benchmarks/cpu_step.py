@@ -36,8 +36,8 @@ def stream(root: Path | None, norm: str, backbone: str) -> Any:
     from cilnorm.spec import resolve
 
     registry = registries.load(extra=[random_images])
-    dataset = "cifar100" if root else "random-images"
-    spec = resolve("cifar100", registry, method="ft", norm=norm, backbone=backbone, dataset=dataset)
+    data = {"dataset": "cifar100"} if root else {"dataset": "random-images", "dataset.train": 100, "dataset.test": 1}
+    spec = resolve("cifar100", registry, method="ft", norm=norm, backbone=backbone, **data)
     parts = assemble(spec, registry, torch.device("cpu"), root)
     for task in parts.stream.tasks:
         parts.net.head.grow(task.new)

@@ -18,14 +18,16 @@ from torch import Tensor
 from cilnorm import registry as registries
 from cilnorm.assemble import Assembly, assemble, pick_device
 from cilnorm.batch import Composition, Task
+from cilnorm.capture import engine_class
 from cilnorm.checkpoint import State, read_checkpoint, write_checkpoint
-from cilnorm.engine import Engine, NonFiniteLoss
+from cilnorm.engine import NonFiniteLoss
 from cilnorm.evaluation import accuracies, class_means, embed, held_out_loss, scored
 from cilnorm.feed import Feed, feed
 from cilnorm.figures import draw_figures
 from cilnorm.folder import RunFolder, default_folder
 from cilnorm.memory import Memory, per_class
 from cilnorm.method import Phase
+from cilnorm.precision import Precision, chosen_precision, products
 from cilnorm.protocol import NoBatch, Part, Plan, Protocol, plan_epoch
 from cilnorm.registry import Registry
 from cilnorm.spec import Spec, read_spec
@@ -88,7 +90,7 @@ def run(
     folder = RunFolder.create(path, spec, overwrite)
     if trials:
         folder.write_tuning(trials)
-    return _learn(_Run(spec, parts, State(), folder, _Teller(folder, watch)), registry)
+    return _learned(_Run(spec, parts, State(), folder, _Teller(folder, watch)), registry)
 
 
 def resume(
@@ -111,7 +113,7 @@ def resume(
     state = State()
     if home.checkpoint.exists():
         state = read_checkpoint(home.checkpoint, spec.key, parts.net, parts.stream.tasks)
-    return _learn(_Run(spec, parts, state, home, _Teller(home, watch, state.seconds)), registry)
+    return _learned(_Run(spec, parts, state, home, _Teller(home, watch, state.seconds)), registry)
 
 
 def _tuned(
@@ -123,7 +125,7 @@ def _tuned(
         with tempfile.TemporaryDirectory() as folder:
             parts = assemble(trial, registry, device, data_root)
             home = RunFolder.create(Path(folder) / "trial", trial)
-            accuracy = _learn(_Run(trial, parts, State(), home, _Teller(home, ())), registry).summary["A_f"]
+            accuracy = _learned(_Run(trial, parts, State(), home, _Teller(home, ())), registry).summary["A_f"]
         for watcher in watch:
             watcher({"event": "trial", "options": dict(trial.norm_options), "accuracy": accuracy})
         return float(accuracy)
@@ -164,6 +166,11 @@ class _Run:
     state: State
     folder: RunFolder
     tell: _Teller
+
+
+def _learned(run: _Run, registry: Registry) -> Result:
+    with products(_precision(run)):
+        return _learn(run, registry)
 
 
 def _learn(run: _Run, registry: Registry) -> Result:
@@ -220,9 +227,10 @@ def _train(run: _Run, task: Task, phase: Phase) -> None:
     schedule = phase.schedule_in(spec.schedule)
     if state.pool is None:
         state.pool = _pool(run, task, phase)
-    engine = Engine(net, parts.method, task, phase, schedule, state.past, spec.seed)
+    made = engine_class(spec.engine, parts.device)
+    engine = made(net, parts.method, task, phase, schedule, state.past, spec.seed, _precision(run))
     if state.optimizer is not None:
-        engine.optimizer.load_state_dict(state.optimizer)
+        engine.load_optimizer(state.optimizer)
     for epoch in range(state.epoch, schedule.epochs):
         plan = _plan(run, task, phase, epoch)
         engine.start_epoch(epoch)
@@ -236,6 +244,10 @@ def _train(run: _Run, task: Task, phase: Phase) -> None:
         write_checkpoint(run.folder.checkpoint, spec.key, state, net, engine)
     if state.best is not None:
         net.load_state_dict(state.best[1])
+
+
+def _precision(run: _Run) -> Precision:
+    return chosen_precision(run.spec.precision, run.parts.device)
 
 
 def _grow(run: _Run, task: Task) -> None:
