@@ -239,7 +239,11 @@ def main(argv: list[str] | None = None) -> None:
     """Writes the table."""
     if argv:
         sys.exit("no arguments are taken")
-    TABLE.write_text(table([tried(architecture) for architecture in ARCHITECTURES]), encoding="utf-8")
+    page = table([tried(architecture) for architecture in ARCHITECTURES])
+    if TABLE.parent.is_dir():
+        TABLE.write_text(page, encoding="utf-8")
+    else:
+        print(page)  # installed, without the docs
 
 
 if __name__ == "__main__":

@@ -43,6 +43,7 @@ class _Snapshot:
         self._engine = engine
         self._net = {name: tensor.clone() for name, tensor in engine.net.state_dict().items()}
         self._momenta = {at: tensor.clone() for at, tensor in self._buffers().items()}
+        self._sums = {name: tensor.clone() for name, tensor in engine.sums.items()}
 
     def _buffers(self) -> dict[int, Tensor]:
         buffers = ((at, self._engine.optimizer.state.get(p, {})) for at, p in enumerate(self._engine.parameters))
@@ -55,8 +56,8 @@ class _Snapshot:
             for at, buffer in self._buffers().items():
                 # A buffer of zeros is none: m · 0 + g is what a first step makes of its gradient.
                 buffer.copy_(self._momenta[at]) if at in self._momenta else buffer.zero_()
-            for total in self._engine._sums.values():
-                total.zero_()
+            for name, total in self._engine.sums.items():
+                total.copy_(self._sums[name]) if name in self._sums else total.zero_()
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,9 +68,9 @@ class _Recording:
     at: Tensor
     replay: Callable[[], Any]
 
-    def load(self, feed: Feed) -> None:
+    def load(self, feed: Feed, first: int) -> None:
         self.feed.copy_(feed)
-        self.at.zero_()
+        self.at.fill_(first)
 
 
 class CapturedEngine(Engine):
@@ -84,13 +85,13 @@ class CapturedEngine(Engine):
         self._recordings: dict[Any, _Recording] = {}
         self._refused = False
 
-    def epoch(self, feed: Feed) -> Iterator[None]:
+    def epoch(self, feed: Feed, first: int = 0) -> Iterator[None]:
         recording = self._recorded(feed)
         if recording is None:
-            yield from super().epoch(feed)
+            yield from super().epoch(feed, first)
             return
-        recording.load(feed)
-        for _ in range(len(feed)):
+        recording.load(feed, first)
+        for _ in range(first, len(feed)):
             self.draw_noise()
             recording.replay()
             yield

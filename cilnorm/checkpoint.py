@@ -1,4 +1,4 @@
-"""What a run needs to go on, written so that a crash at any instant loses at most one epoch.
+"""What a run needs to go on, written so that a crash at any instant loses at most what came after the last write.
 
 Randomness needs no state: every stream is derived from the seed and the position (see ``cilnorm.streams``).
 """
@@ -6,7 +6,8 @@ Randomness needs no state: every stream is derived from the seed and the positio
 from __future__ import annotations
 
 import copy
-import io
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,12 @@ from cilnorm.files import write_atomically
 from cilnorm.memory import Memory
 from cilnorm.method import Past
 from cilnorm.network import Network
+from cilnorm.sealed import Damaged, sealed, unsealed
 
-__all__ = ["CheckpointError", "State", "read_checkpoint", "write_checkpoint"]
+__all__ = ["CheckpointError", "Checkpoints", "State"]
 
-FORMAT = 1
+FORMAT = 2
+PLAIN = ("matrix", "by_head", "steps", "seconds", "logged", "pool", "optimizer", "sums")
 
 
 class CheckpointError(RuntimeError):
@@ -31,91 +34,140 @@ class CheckpointError(RuntimeError):
 
 @dataclass
 class State:
-    """Where a run stands; ``task``, ``phase`` and ``epoch`` are the next to be done.
+    """Where a run stands; ``task``, ``phase``, ``epoch`` and ``step`` are the next to be done.
 
     Attributes:
         memory, past: what is kept of the tasks before.
         matrix: accuracies in percent, one row a finished task.
         by_head: the same for the head where another classifier fills the matrix.
-        steps: updates taken so far.
+        steps: updates taken so far, those of the epoch at hand left out.
+        logged: bytes of the log that tell of all this, and of nothing that came later.
         best: lowest held-out loss of the phase and the weights that had it (``keep: best`` only).
         pool: images of the phase's first rows, chosen when the phase began.
         optimizer: state of the phase's optimiser, for an engine that continues it.
+        sums: of each term of the loss over the steps of the epoch at hand.
     """
 
     task: int = 0
     phase: int = 0
     epoch: int = 0
+    step: int = 0
     memory: Memory = field(default_factory=Memory)
     past: Past | None = None
     matrix: list[list[float]] = field(default_factory=list)
     by_head: list[list[float]] = field(default_factory=list)
     steps: int = 0
     seconds: float = 0.0
+    logged: int = 0
     best: tuple[float, dict[str, torch.Tensor]] | None = None
     pool: torch.Tensor | None = None
     optimizer: dict[str, Any] | None = None
+    sums: dict[str, torch.Tensor] = field(default_factory=dict)
 
     @property
     def midway(self) -> bool:
         """Whether the task at hand was begun."""
-        return (self.phase, self.epoch) != (0, 0)
+        return (self.phase, self.epoch, self.step) != (0, 0, 0)
 
 
-def write_checkpoint(path: Path, key: str, state: State, net: Network, engine: Engine | None) -> None:
-    """Writes ``state`` and the weights it goes with; ``key`` is the spec's.
+@dataclass(frozen=True)
+class Checkpoints:
+    """The last two of a run: ``last.pt``, and ``previous.pt`` in case that one is damaged.
 
-    Raises:
-        OSError: the disk won't take it; an older checkpoint of that name is left whole.
+    Attributes:
+        folder: where they are.
+        belongs: what must not change between writing and reading, by name: the spec's key, the images' digest.
     """
-    content = {
-        "format": FORMAT,
-        "key": key,
-        "position": [state.task, state.phase, state.epoch],
-        "memory": list(state.memory.exemplars),
-        "past": None if state.past is None else state.past.net.state_dict(),
-        "past_tensors": {} if state.past is None else dict(state.past.tensors),
-        "matrix": state.matrix,
-        "by_head": state.by_head,
-        "steps": state.steps,
-        "seconds": state.seconds,
-        "best": None if state.best is None else list(state.best),
-        "pool": state.pool,
-        "net": net.state_dict(),
-        "optimizer": None if engine is None else engine.optimizer.state_dict(),
-    }
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    write_atomically(path, buffer.getvalue())
 
+    folder: Path
+    belongs: Mapping[str, str]
 
-def read_checkpoint(path: Path, key: str, net: Network, tasks: tuple[Task, ...]) -> State:
-    """Fills ``net``, fresh from ``assemble``, and returns the state that goes with it.
+    @property
+    def last(self) -> Path:
+        """The newest one."""
+        return self.folder / "last.pt"
 
-    Raises:
-        CheckpointError: the file is missing, damaged, of another format or of another spec.
-    """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        if content["format"] != FORMAT or content["key"] != key:
-            raise CheckpointError(f"{path}: belongs to another run (format {content['format']}, spec {content['key']})")
-        return _restored(content, net, tasks)
-    except CheckpointError:
-        raise
-    except Exception as error:  # torch.load meets damage with many kinds of error
-        first_line = (str(error) or repr(error)).splitlines()[0]
-        raise CheckpointError(f"{path}: can't be read: {first_line}") from error
+    @property
+    def previous(self) -> Path:
+        """The one before."""
+        return self.folder / "previous.pt"
+
+    def write(self, state: State, net: Network, engine: Engine | None) -> None:
+        """Writes ``state`` and the weights it goes with; the newest checkpoint becomes the previous one.
+
+        Raises:
+            OSError: the disk won't take it; the newest checkpoint is left whole.
+        """
+        content = {
+            "format": FORMAT,
+            "belongs": dict(self.belongs),
+            "position": [state.task, state.phase, state.epoch, state.step],
+            "memory": list(state.memory.exemplars),
+            "past": None if state.past is None else state.past.net.state_dict(),
+            "past_tensors": {} if state.past is None else dict(state.past.tensors),
+            "best": None if state.best is None else list(state.best),
+            "net": net.state_dict(),
+            **{name: getattr(state, name) for name in PLAIN},
+            "optimizer": None if engine is None else engine.optimizer.state_dict(),
+        }
+        write_atomically(self.last, sealed(content), keep=self.previous)
+
+    def read(self, net: Network, tasks: tuple[Task, ...]) -> tuple[State, str]:
+        """Fills ``net``, fresh from ``assemble``; returns the state that goes with it, and a warning if there is one.
+
+        A damaged newest checkpoint is set aside as ``damaged.pt``, and the one before is read. Where there is none yet,
+        the state is that of a run's start.
+
+        Raises:
+            CheckpointError: both are damaged, or it is of another format, another spec or other images.
+        """
+        if not (self.last.exists() or self.previous.exists()):
+            return State(), ""
+        content, warning = self._newest()
+        if content.get("format") != FORMAT:
+            found = content.get("format")
+            raise CheckpointError(f"{self.last}: written in format {found!r}; this version of cilnorm reads {FORMAT}")
+        for name, now in self.belongs.items():
+            then = content.get("belongs", {}).get(name)
+            if then != now:
+                raise CheckpointError(f"{self.last}: belongs to another run: its {name} is {then}, not {now}")
+        try:
+            return _restored(content, net, tasks), warning
+        except Exception as error:  # what is in it can be amiss in many ways
+            reason = (str(error) or repr(error)).splitlines()[0]
+            raise CheckpointError(f"{self.last}: does not fit the run: {reason}") from error
+
+    def _newest(self) -> tuple[dict[str, Any], str]:
+        try:
+            return unsealed(self.last), ""
+        except (Damaged, OSError) as error:
+            missing = isinstance(error, FileNotFoundError)
+            amiss = f"{self.last} can't be read: {getattr(error, 'strerror', None) or error}"
+        try:
+            content = unsealed(self.previous)
+        except FileNotFoundError:
+            raise CheckpointError(f"{amiss}; there is none before it, so only --overwrite starts anew") from None
+        except (Damaged, OSError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise CheckpointError(f"{amiss}; nor can the one before it: {reason}") from error
+        if missing:  # killed between the two renames of a write, which is how it should be
+            return content, ""
+        os.replace(self.last, self.folder / "damaged.pt")  # or the next write would push out the good one
+        return content, f"{amiss}; going on from the checkpoint before it"
 
 
 def _restored(content: dict[str, Any], net: Network, tasks: tuple[Task, ...]) -> State:
-    task, phase, epoch = content["position"]
-    state = State(task, phase, epoch, Memory(tuple(content["memory"])))
-    for name in ("matrix", "by_head", "steps", "seconds", "pool", "optimizer"):
+    task, phase, epoch, step = content["position"]
+    if not all(isinstance(number, int) and number >= 0 for number in (task, phase, epoch, step)) or task > len(tasks):
+        raise ValueError(f"it stands at {content['position']}")
+    state = State(task, phase, epoch, step, Memory(tuple(content["memory"])))
+    for name in PLAIN:
         setattr(state, name, content[name])
     for earlier in tasks[:task]:
         net.head.grow(earlier.new)
     device = next(net.backbone.parameters()).device
     net.to(device)
+    state.sums = {name: total.to(device) for name, total in state.sums.items()}
     if content["past"] is not None:
         teacher = copy.deepcopy(net)
         teacher.load_state_dict(content["past"])

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from cilnorm.cli_results import commands, run_seeds
+from cilnorm.terminal import complain, guarded, loaded, print_table, settings_of
 
 if TYPE_CHECKING:
     from cilnorm.registry import Registry
@@ -22,11 +25,14 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(commands)
 Name = Annotated[str | None, typer.Option()]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Strict = Annotated[bool, typer.Option("--strict", help="A plugin that can't be loaded is an error.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 DataRoot = Annotated[Path | None, typer.Option(help="Folder in which data sets lie; also CILNORM_DATA.")]
+Every = Annotated[str | None, typer.Option(metavar="60s", help="Save within epochs, too: 60s, 5m, 1h.")]
+Deterministic = Annotated[bool, typer.Option("--deterministic", help="The same bits on a GPU, too, if more slowly.")]
 
 
 @app.command("run")
@@ -51,6 +57,13 @@ def run_command(
     data_root: DataRoot = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run; a new one under runs/ by default.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run that is in --out.")] = False,
+    seeds: Annotated[str | None, typer.Option(help="Several runs, one a seed: 0,1,2.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="How many of them at a time.")] = 1,
+    go_on: Annotated[
+        bool, typer.Option("--resume", help="Continue the run that is in --out, if it is the same.")
+    ] = False,
+    checkpoint_every: Every = None,
+    deterministic: Deterministic = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved spec and stop.")] = False,
     strict: Strict = False,
     debug: Debug = False,
@@ -64,28 +77,22 @@ def run_command(
     asked = {key: value for key, value in asked.items() if value is not None}
 
     def work() -> None:
-        registry = _registry(strict)
-        chosen = _chosen(registry, preset, spec, {**asked, **_settings(set_ or [])})
+        registry = loaded(strict)
+        chosen = _chosen(registry, preset, spec, {**asked, **settings_of(set_ or [])})
         if dry_run:
             from cilnorm.spec import to_yaml
 
             print(to_yaml(chosen), end="")
             return
+        if seeds:
+            run_seeds(chosen, seeds, workers, out, device, data_root)
+            return
         from cilnorm.runner import run
 
-        _watched(
-            lambda display: run(
-                chosen,
-                out,
-                device=device,
-                data_root=data_root,
-                registry=registry,
-                watch=[display],
-                overwrite=overwrite,
-            )
-        )
+        how = {**_how(checkpoint_every, deterministic), "device": device, "data_root": data_root, "registry": registry}
+        _watched(lambda display: run(chosen, out, **how, watch=[display], overwrite=overwrite, go_on=go_on))
 
-    _guarded(work, debug)
+    guarded(work, debug)
 
 
 @app.command()
@@ -93,6 +100,8 @@ def resume(
     folder: Annotated[Path, typer.Argument(help="Folder of the run.")],
     device: Device = "auto",
     data_root: DataRoot = None,
+    checkpoint_every: Every = None,
+    deterministic: Deterministic = False,
     debug: Debug = False,
 ) -> None:
     """Continue a run that was stopped."""
@@ -100,10 +109,11 @@ def resume(
     def work() -> None:
         from cilnorm.runner import resume as go_on
 
-        registry = _registry(False)
-        _watched(lambda display: go_on(folder, device=device, data_root=data_root, registry=registry, watch=[display]))
+        how = _how(checkpoint_every, deterministic)
+        how |= {"device": device, "data_root": data_root, "registry": loaded(False)}
+        _watched(lambda display: go_on(folder, **how, watch=[display]))
 
-    _guarded(work, debug)
+    guarded(work, debug)
 
 
 @app.command("list")
@@ -113,16 +123,18 @@ def list_command(strict: Strict = False, debug: Debug = False) -> None:
     def work() -> None:
         from cilnorm.spec import read_settings
 
-        registry = _registry(strict)
+        registry = loaded(strict)
         for shelf in registry.shelves:
             rows = [
                 (name, ", ".join(record.aliases), record.paper, shelf.sources[name]) for name, record in shelf.items()
             ]
-            _table(f"{shelf.kind}s", ("name", "aliases", "paper", "distribution"), rows)
+            print_table(f"{shelf.kind}s", ("name", "aliases", "paper", "distribution"), rows)
         presets = read_settings().presets
-        _table("presets", ("name", "about"), [(name, str(values.get("about", ""))) for name, values in presets.items()])
+        print_table(
+            "presets", ("name", "about"), [(name, str(values.get("about", ""))) for name, values in presets.items()]
+        )
 
-    _guarded(work, debug)
+    guarded(work, debug)
 
 
 @app.command()
@@ -133,32 +145,41 @@ def plugins(strict: Strict = False, debug: Debug = False) -> None:
         rows = [
             (plugin.distribution, plugin.name, ", ".join(f"{kind} {name}" for kind, name in plugin.offers) or "-",
              plugin.error or "ok")
-            for plugin in _registry(strict, quiet=True).plugins
+            for plugin in loaded(strict, quiet=True).plugins
         ]  # fmt: skip
-        _table("plugins", ("distribution", "entry point", "offers", "state"), rows)
+        print_table("plugins", ("distribution", "entry point", "offers", "state"), rows)
 
-    _guarded(work, debug)
-
-
-def _registry(strict: bool, quiet: bool = False) -> Registry:
-    from cilnorm.registry import load
-
-    registry = load(strict=strict)
-    for plugin in () if quiet else registry.failed:
-        _complain(f"plugin {plugin.name!r} of {plugin.distribution} left out: {plugin.error}")
-    return registry
+    guarded(work, debug)
 
 
-def _settings(pairs: list[str]) -> dict[str, Any]:
-    from cilnorm.values import SpecError, parsed
+@app.command(context_settings={"allow_interspersed_args": False, "allow_extra_args": True})
+def bench(
+    context: typer.Context,
+    name: Annotated[str | None, typer.Argument(help="Which one; `bench NAME --help` shows its options.")] = None,
+) -> None:
+    """Run a benchmark on this machine; without a name, show which there are."""
+    import runpy
 
-    settings = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals or not key.strip():
-            raise SpecError(f"--set takes KEY=VALUE, not {pair!r}")
-        settings[key.strip()] = parsed(value, f"--set {pair!r}")
-    return settings
+    inside = Path(__file__).resolve().parent / "shipped"  # where the wheel has them; a checkout has them at its root
+    home = inside if inside.is_dir() else inside.parent.parent
+    found = sorted(path.stem for path in (home / "benchmarks").glob("[a-z]*.py"))
+    if name not in found:
+        complain(f"{f'no benchmark {name!r}; ' if name else ''}there are {', '.join(found)}")
+        raise typer.Exit(2 if name else 0)
+    sys.path.insert(0, str(home))
+    sys.argv = [f"cilnorm bench {name}", *context.args]
+    runpy.run_module(f"benchmarks.{name}", run_name="__main__", alter_sys=True)
+
+
+def _how(checkpoint_every: str | None, deterministic: bool) -> dict[str, Any]:
+    from cilnorm.values import seconds
+
+    every = None if checkpoint_every is None else seconds(checkpoint_every, "--checkpoint-every")
+    if deterministic:
+        from cilnorm.environment import be_deterministic
+
+        be_deterministic()
+    return {"checkpoint_every": every}
 
 
 def _chosen(registry: Registry, preset: str, path: Path | None, asked: dict[str, Any]) -> Spec:
@@ -173,47 +194,6 @@ def _watched(go: Callable[[Any], Result]) -> None:
     with Display() as display:
         result = go(display)
     print(f"{result.folder}  (figures/accuracy.png, figures/matrix.png)")
-
-
-def _table(title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*map(escape, row))
-    console = Console()
-    console.print(table) if console.is_terminal else Console(width=160).print(table)
-
-
-def _complain(message: str) -> None:
-    print(f"cilnorm: {message}", file=sys.stderr)
-
-
-def _guarded(work: Callable[[], None], debug: bool) -> None:
-    """Turns what a user can mend into one line and exit status 2, a stopped run into 1, Ctrl-C into 130."""
-    try:
-        work()
-    except KeyboardInterrupt:
-        _complain("interrupted; `cilnorm resume FOLDER` goes on")
-        raise typer.Exit(130) from None
-    except Exception as error:
-        if debug:
-            raise
-        from cilnorm.checkpoint import CheckpointError
-        from cilnorm.folder import FolderError
-        from cilnorm.images import DatasetError
-        from cilnorm.registry import PluginError
-        from cilnorm.spec import SpecError
-
-        mendable = isinstance(error, (SpecError, DatasetError, FolderError, PluginError, CheckpointError))
-        text = " ".join(str(error).split()) or type(error).__name__
-        _complain(text if mendable or len(text) > 60 else f"{type(error).__name__}: {text}")
-        raise typer.Exit(2 if mendable else 1) from None
 
 
 def main() -> None:

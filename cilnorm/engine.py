@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -64,7 +64,7 @@ class Engine:
         )
         self._sums: dict[str, Tensor] = {}
         self._steps = 0
-        self._seed, self._random, self._noise_std = seed, torch.Generator(self.device), 0.0
+        self._seed, self._random, self._epoch, self._noise_std = seed, torch.Generator(self.device), 0, 0.0
         count = sum(parameter.numel() for parameter in self.parameters) if phase.gradient_noise else 0
         self._noise = torch.zeros(count, device=self.device)
 
@@ -74,25 +74,36 @@ class Engine:
         for group in self.optimizer.param_groups:
             group["lr"], group["fused"] = self._rate, self._on_gpu
 
-    def start_epoch(self, epoch: int) -> None:
-        """Sets the learning rate and forgets the terms of the epoch before."""
+    @property
+    def sums(self) -> dict[str, Tensor]:
+        """Of each term of the loss over the epoch's steps so far, on the device."""
+        return self._sums
+
+    def start_epoch(self, epoch: int, steps: int = 0, sums: Mapping[str, Tensor] | None = None) -> None:
+        """Sets the learning rate and forgets the terms of the epoch before.
+
+        Args:
+            steps, sums: what an earlier process did of this epoch.
+        """
         self.net.train()
         self.net.backbone.train(self.phase.backbone == "train")
-        self._random.manual_seed(stream_seed(self._seed, f"gradient noise/{self.phase.name}", self.task.index, epoch))
+        self._epoch = epoch
         self._noise_std = self.phase.gradient_noise / (1 + epoch) ** 0.55
         self._set_rate(self.schedule.rate(epoch))
-        self._steps = 0
-        for total in self._sums.values():
+        self._steps = steps
+        for total in self._sums.values():  # in place, for a captured step knows their addresses
             total.zero_()
+        for name, total in (sums or {}).items():
+            self._sums.setdefault(name, torch.zeros_like(total, device=self.device)).copy_(total)
 
     def _set_rate(self, rate: float) -> None:
         self._rate = self._rate.fill_(rate) if isinstance(self._rate, Tensor) else rate
         for group in self.optimizer.param_groups:
             group["lr"] = self._rate
 
-    def epoch(self, feed: Feed) -> Iterator[None]:
-        """An update a batch; stops after each for whoever counts them."""
-        for batch in feed:
+    def epoch(self, feed: Feed, first: int = 0) -> Iterator[None]:
+        """An update a batch, from batch ``first`` on; stops after each for whoever counts them."""
+        for batch in map(feed.batch, range(first, len(feed))):
             self.net.observe(batch.composition)
             self.step(batch)
             yield
@@ -104,9 +115,11 @@ class Engine:
 
     def draw_noise(self) -> None:
         """The next step's noise, drawn on the device."""
-        self._steps += 1
         if len(self._noise):
+            name = f"gradient noise/{self.phase.name}"
+            self._random.manual_seed(stream_seed(self._seed, name, self.task.index, self._epoch, self._steps))
             self._noise.normal_(0, self._noise_std, generator=self._random)
+        self._steps += 1
 
     def update(self, batch: Batch) -> None:
         """What a step does on the device, the same work every time."""
@@ -137,7 +150,7 @@ class Engine:
                 parameter.grad.add_(noise.view(parameter.shape))
 
     def finish_epoch(self) -> dict[str, float]:
-        """Mean of each term over the epoch's steps; the one place that waits for the device.
+        """Mean of each term over the epoch's steps, or those so far; the one place that waits for the device.
 
         Raises:
             NonFiniteLoss: a term is NaN or infinite.

@@ -81,14 +81,23 @@ def scored(spec: Spec, indices: Tensor) -> Tensor:
     return indices[:whole] if spec.protocol.test_images == "full" and whole else indices
 
 
-def accuracies(spec: Spec, parts: Assembly, task: Task, means: Tensor | None = None) -> list[float]:
-    """Percent of each seen task's test or held-out images that get the right class, see ``predict``."""
-    stream, percent = parts.stream, []
+def accuracies(
+    spec: Spec, parts: Assembly, task: Task, means: Tensor | None = None
+) -> tuple[list[float], list[list[int]]]:
+    """Percent of each seen task's test or held-out images that get the right class, see ``predict``.
+
+    Returns:
+        The percents, and, one row a seen task, how many of its images were given a class of each seen task.
+    """
+    stream, percent, confusion = parts.stream, [], []
     images, pixels, targets = stream.test, parts.test, stream.test_targets
     if spec.protocol.score == "validation":
         images, pixels, targets = stream.validation, parts.train, stream.targets
+    ends = torch.tensor([seen.seen for seen in stream.tasks[: task.index + 1]])
     for seen in stream.tasks[: task.index + 1]:
         indices = scored(spec, images(seen))
-        right = predict(parts.net, pixels, indices, means).cpu() == targets[indices]
-        percent.append(100 * int(right.sum()) / len(right))
-    return percent
+        predicted = predict(parts.net, pixels, indices, means).cpu()
+        percent.append(100 * int((predicted == targets[indices]).sum()) / len(indices))
+        given = torch.bucketize(predicted, ends, right=True)
+        confusion.append(torch.bincount(given, minlength=len(ends)).tolist())
+    return percent, confusion

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,10 +13,13 @@ from cilnorm.files import write_atomically
 from cilnorm.metrics import as_matrix, average_per_task
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["accuracy_figure", "draw_figures", "matrix_figure"]
+__all__ = ["accuracy_figure", "bars_figure", "curves_figure", "draw_figures", "matrix_figure", "save"]
 
+Points = Sequence[tuple[float, float]]
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#b8578f", "#b98200", "#3d9ad1", "#7a5195", "#6b7280")  # told apart by all
 BLUE, GREY = "#2a6fbb", "#8a8f98"
 
 
@@ -59,6 +62,63 @@ def matrix_figure(rows: Sequence[Sequence[float]], title: str) -> Figure:
     axes.spines[:].set_visible(False)
     figure.colorbar(image, ax=axes, label="accuracy (%)", shrink=0.85)
     return figure
+
+
+def curves_figure(series: Mapping[str, Sequence[Points]], x_label: str, y_label: str, title: str = "") -> Figure:
+    """Curves by name, (x, y) points each; several of one name are drawn as their mean within their range."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.2, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for number, (name, curves) in enumerate(series.items()):
+        length = min(map(len, curves))
+        x = [point[0] for point in curves[0][:length]]
+        y = np.array([[point[1] for point in curve[:length]] for curve in curves])
+        colour = COLOURS[number % len(COLOURS)]
+        axes.plot(x, y.mean(0), "o-", color=colour, markersize=4, linewidth=1.8, label=name)
+        if len(curves) > 1:
+            axes.fill_between(x, y.min(0), y.max(0), color=colour, alpha=0.15, linewidth=0)
+    axes.set(xlabel=x_label, ylabel=y_label, title=title)
+    _plain(axes)
+    return figure
+
+
+def bars_figure(groups: Mapping[str, Sequence[float]], x_label: str, y_label: str) -> Figure:
+    """Bars side by side, numbered from 1 on the x axis."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.2, 3.6), layout="constrained")
+    axes = figure.subplots()
+    room = 0.8 / len(groups)
+    for number, (name, heights) in enumerate(groups.items()):
+        places = np.arange(1, len(heights) + 1) - 0.4 + room * (number + 0.5)
+        axes.bar(places, heights, room * 0.92, color=COLOURS[number % len(COLOURS)], label=name)
+    axes.set(xlabel=x_label, ylabel=y_label, xticks=range(1, max(map(len, groups.values())) + 1))
+    _plain(axes)
+    return figure
+
+
+def _plain(axes: Axes) -> None:
+    axes.grid(alpha=0.25)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8)
+
+
+def save(figure: Figure, folder: Path, name: str, formats: Sequence[str] = ("png", "svg")) -> list[Path]:
+    """Writes a figure in several formats; returns their paths.
+
+    Raises:
+        OSError: it can't be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for kind in formats:
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format=kind, dpi=200)
+        paths.append(folder / f"{name}.{kind}")
+        write_atomically(paths[-1], buffer.getvalue())
+    return paths
 
 
 def draw_figures(folder: Path, rows: Sequence[Sequence[float]], title: str) -> list[Path]:

@@ -52,14 +52,17 @@ def k_means(points: Tensor, k: int, starts: int = 10) -> Tensor:
     """``k`` centres (k, d) of ``points`` (n, d): the best of several runs of ``lloyd`` from k-means++ starts.
 
     Arthur and Vassilvitskii, SODA 2007: each next centre is a point drawn in proportion to its squared distance from
-    the nearest centre so far. Draws from torch's global generator. Fewer than ``k`` distinct points give equal centres.
+    the nearest centre so far. Draws from torch's global generator, by hand: which of them ``torch.multinomial`` takes
+    differs between versions of torch. Fewer than ``k`` distinct points give equal centres.
     """
     first = torch.randint(len(points), (starts, 1))
     centres = points[first]
     for _ in range(k - 1):
         distances = torch.cdist(points.expand(starts, -1, -1), centres).amin(2).square()
         distances = distances + torch.finfo(points.dtype).tiny  # where all points are centres already, any will do
-        centres = torch.cat([centres, points[torch.multinomial(distances, 1)]], dim=1)
+        reached = distances.cumsum(1)
+        drawn = torch.searchsorted(reached, torch.rand(starts, 1, dtype=points.dtype) * reached[:, -1:], right=True)
+        centres = torch.cat([centres, points[drawn.clamp(max=len(points) - 1)]], dim=1)
     centres, costs = lloyd(points, centres)
     return centres[costs.argmin()]
 

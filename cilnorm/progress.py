@@ -63,6 +63,9 @@ class Display:
         header = "".join(f"{f't{u + 1}':>6}" for u in range(self._tasks))
         self._print(f"[dim]after     mean{header}  (accuracy in % on each task, among all classes seen)[/]")
 
+    def _on_warning(self, event: dict[str, Any]) -> None:
+        self._print(f"[yellow]warning:[/] {escape(event['text'])}")
+
     def _on_trial(self, event: dict[str, Any]) -> None:
         options = " ".join(f"{name} {value}" for name, value in event["options"].items())
         self._print(escape(f"trying {options}: {event['accuracy']:.1f} % on held-out images of the first tasks"))

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,28 +17,24 @@ from cilnorm import registry as registries
 from cilnorm.assemble import Assembly, assemble, pick_device
 from cilnorm.batch import Composition, Task
 from cilnorm.capture import engine_class
-from cilnorm.checkpoint import State, read_checkpoint, write_checkpoint
-from cilnorm.engine import NonFiniteLoss
+from cilnorm.checkpoint import Checkpoints, State
+from cilnorm.engine import Engine
 from cilnorm.evaluation import accuracies, class_means, embed, held_out_loss, scored
+from cilnorm.events import Teller, Watcher
 from cilnorm.feed import Feed, feed
 from cilnorm.figures import draw_figures
-from cilnorm.folder import RunFolder, default_folder
+from cilnorm.folder import FolderError, RunFolder, default_folder
+from cilnorm.guard import Interruptions, RunStopped, held, recorded
 from cilnorm.memory import Memory, per_class
 from cilnorm.method import Phase
 from cilnorm.precision import Precision, chosen_precision, products
-from cilnorm.protocol import NoBatch, Part, Plan, Protocol, plan_epoch
+from cilnorm.protocol import Part, Plan, Protocol, plan_epoch
 from cilnorm.registry import Registry
 from cilnorm.spec import Spec, read_spec
 from cilnorm.streams import generator, initial_weights
-from cilnorm.tuning import Trial, tuned
+from cilnorm.tuning import Trial, answers, tuned
 
 __all__ = ["Result", "RunStopped", "resume", "run"]
-
-Watcher = Callable[[dict[str, Any]], None]
-
-
-class RunStopped(RuntimeError):
-    """A run could not go on; what was done is kept, and the message says where it stood."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +61,8 @@ def run(
     registry: Registry | None = None,
     watch: Sequence[Watcher] = (),
     overwrite: bool = False,
+    go_on: bool = False,
+    checkpoint_every: float | None = None,
 ) -> Result:
     """Runs a spec from the first task to the last.
 
@@ -76,21 +72,32 @@ def run(
         data_root: where data sets lie; their own default otherwise.
         watch: called with every event, as events.jsonl has them, and with ``step`` events besides.
         overwrite: replace a run that is in ``out`` already.
+        go_on: resume one of the same spec that is there.
+        checkpoint_every: seconds between checkpoints within an epoch; one is written after every epoch anyway.
 
     Raises:
         SpecError, DatasetError, FolderError: before anything is trained.
         RunStopped: during training; the folder keeps what was done.
+        Interrupted: a signal ended it; what was done is saved.
     """
     registry = registry or registries.load()
-    on = pick_device(device)
     path = Path(out) if out else default_folder(spec)
+    if go_on and RunFolder.holds_a_run(path):
+        if not answers(read_spec(path / "spec.yaml", registry), spec, registry):
+            raise FolderError(f"{path} holds a run of another spec; give --overwrite or another --out")
+        return resume(
+            path, device=device, data_root=data_root, registry=registry, watch=watch, checkpoint_every=checkpoint_every
+        )
+    on = pick_device(device)
     RunFolder.check(path, overwrite)
     spec, trials = _tuned(spec, registry, on, data_root, watch)
     parts = assemble(spec, registry, on, data_root)
-    folder = RunFolder.create(path, spec, overwrite)
-    if trials:
-        folder.write_tuning(trials)
-    return _learned(_Run(spec, parts, State(), folder, _Teller(folder, watch)), registry)
+    with held(path):
+        folder = RunFolder.create(path, spec, overwrite)
+        if trials:
+            folder.write_tuning(trials)
+        stops = Interruptions(checkpoint_every)
+        return _learned(_Run(spec, parts, State(), folder, Teller(folder, watch), stops), registry)
 
 
 def resume(
@@ -100,20 +107,24 @@ def resume(
     data_root: Path | None = None,
     registry: Registry | None = None,
     watch: Sequence[Watcher] = (),
+    checkpoint_every: float | None = None,
 ) -> Result:
     """Continues a run from its last checkpoint, to the same numbers as if it had never stopped.
 
     Raises:
-        SpecError, DatasetError, CheckpointError: it can't be continued.
+        SpecError, DatasetError, FolderError, CheckpointError: it can't be continued.
     """
     registry = registry or registries.load()
     home = RunFolder(Path(folder))
     spec = read_spec(home.path / "spec.yaml", registry)
     parts = assemble(spec, registry, pick_device(device), data_root)
-    state = State()
-    if home.checkpoint.exists():
-        state = read_checkpoint(home.checkpoint, spec.key, parts.net, parts.stream.tasks)
-    return _learned(_Run(spec, parts, state, home, _Teller(home, watch, state.seconds)), registry)
+    with held(home.path):
+        state, warning = _checkpoints(spec, parts, home).read(parts.net, parts.stream.tasks)
+        home.reopen(state.logged, state.matrix)
+        tell, stops = Teller(home, watch, state.seconds), Interruptions(checkpoint_every)
+        if warning:
+            tell("warning", text=warning)
+        return _learned(_Run(spec, parts, state, home, tell, stops), registry)
 
 
 def _tuned(
@@ -125,36 +136,13 @@ def _tuned(
         with tempfile.TemporaryDirectory() as folder:
             parts = assemble(trial, registry, device, data_root)
             home = RunFolder.create(Path(folder) / "trial", trial)
-            accuracy = _learned(_Run(trial, parts, State(), home, _Teller(home, ())), registry).summary["A_f"]
+            run = _Run(trial, parts, State(), home, Teller(home, ()), Interruptions())
+            accuracy = _learned(run, registry).summary["A_f"]
         for watcher in watch:
             watcher({"event": "trial", "options": dict(trial.norm_options), "accuracy": accuracy})
         return float(accuracy)
 
     return tuned(spec, registry, score)
-
-
-class _Teller:
-    """Hands events to the log and to whoever watches; keeps the time."""
-
-    def __init__(self, folder: RunFolder, watch: Sequence[Watcher], seconds_before: float = 0.0) -> None:
-        self._folder, self._watch = folder, watch
-        self._began = time.perf_counter() - seconds_before
-
-    @property
-    def seconds(self) -> float:
-        """Seconds of work so far, those before a resumption included."""
-        return time.perf_counter() - self._began
-
-    def __call__(self, event: str, **facts: Any) -> None:
-        told = {"event": event, **facts, "seconds": round(self.seconds, 3)}
-        self._folder.log(told)
-        for watcher in self._watch:
-            watcher(told)
-
-    def step(self, step: int, of: int, epoch: int, epochs: int) -> None:
-        """For watchers alone: a log line a step would be most of the log."""
-        for watcher in self._watch:
-            watcher({"event": "step", "step": step, "of": of, "epoch": epoch + 1, "epochs": epochs})
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,7 +153,8 @@ class _Run:
     parts: Assembly
     state: State
     folder: RunFolder
-    tell: _Teller
+    tell: Teller
+    stops: Interruptions
 
 
 def _learned(run: _Run, registry: Registry) -> Result:
@@ -177,7 +166,7 @@ def _learn(run: _Run, registry: Registry) -> Result:
     """Task after task: grow, train phase after phase, remember, choose exemplars, evaluate."""
     spec, parts, state, folder, tell = run.spec, run.parts, run.state, run.folder, run.tell
     names = {name: getattr(spec, name) for name in ("method", "norm", "backbone", "dataset", "preset", "seed")}
-    try:
+    with run.stops, recorded(spec, state, folder, tell):
         folder.write_environment(registry, parts.device, parts.images.digest)
         folder.write_summary("running", state.matrix, state.by_head)
         tell("run", folder=str(folder.path), tasks=spec.stop_after or spec.tasks, notice=parts.images.notice, **names)
@@ -191,34 +180,17 @@ def _learn(run: _Run, registry: Registry) -> Result:
             state.past = parts.method.remember(parts.net, task, partial(_seen_batches, run, task))
             state.memory = _memory_with(run, task)
             scores = _evaluate(run, task)
-            state.task, state.phase, state.seconds = task.index + 1, 0, tell.seconds
+            state.task, state.phase = task.index + 1, 0
             tell("accuracy", task=task.index + 1, **scores, memory=len(state.memory))
             folder.write_accuracy(state.matrix)
             folder.write_summary("running", state.matrix, state.by_head)
-            write_checkpoint(folder.checkpoint, spec.key, state, parts.net, None)
+            _save(run)
         title = f"{spec.method} x {spec.norm}, {spec.backbone}, {spec.dataset}, seed {spec.seed}"
         draw_figures(folder.path / "figures", state.matrix, title)
-    except (Exception, KeyboardInterrupt) as error:
-        where = _record_stop(run, error)
-        if isinstance(error, (NonFiniteLoss, NoBatch, OSError)):
-            reason = getattr(error, "strerror", None) or error
-            raise RunStopped(f"{where}: {reason}; what was done is in {folder.path}") from error
-        raise
-    summary = folder.write_summary(
-        "finished", state.matrix, state.by_head, steps=state.steps, seconds=round(tell.seconds, 2)
-    )
+        facts = {"steps": state.steps, "seconds": round(tell.seconds, 2)}
+        summary = folder.write_summary("finished", state.matrix, state.by_head, **facts)
     tell("finished", **summary)
     return Result(folder.path, state.matrix, summary)
-
-
-def _record_stop(run: _Run, error: BaseException) -> str:
-    """Says in the summary why the run stopped, if the disk still takes it; returns where."""
-    where = f"task {run.state.task + 1}, epoch {run.state.epoch + 1}"
-    kind = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-    with suppress(OSError):
-        rows = (run.state.matrix, run.state.by_head)
-        run.folder.write_summary(kind, *rows, where=where, reason=str(error) or type(error).__name__)
-    return where
 
 
 def _train(run: _Run, task: Task, phase: Phase) -> None:
@@ -233,21 +205,39 @@ def _train(run: _Run, task: Task, phase: Phase) -> None:
         engine.load_optimizer(state.optimizer)
     for epoch in range(state.epoch, schedule.epochs):
         plan = _plan(run, task, phase, epoch)
-        engine.start_epoch(epoch)
-        for step, _ in enumerate(engine.epoch(_feed(run, plan, (task.index, state.phase, epoch))), 1):
-            run.tell.step(step, plan.steps, epoch, schedule.epochs)
-        terms = engine.finish_epoch()
-        state.epoch, state.steps, state.seconds = epoch + 1, state.steps + plan.steps, run.tell.seconds
-        state.best = _best(run, task)
-        where = {"task": task.index + 1, "phase": phase.name, "epoch": epoch + 1, "of": schedule.epochs}
-        run.tell("epoch", **where, lr=schedule.rate(epoch), steps=plan.steps, terms=terms)
-        write_checkpoint(run.folder.checkpoint, spec.key, state, net, engine)
+        engine.start_epoch(epoch, state.step, state.sums)
+        with run.stops.between_steps():
+            batches = _feed(run, plan, (task.index, state.phase, epoch))
+            for step, _ in enumerate(engine.epoch(batches, state.step), state.step + 1):
+                run.tell.step(step, plan.steps, epoch, schedule.epochs)
+                if run.stops.due and step < plan.steps:
+                    engine.finish_epoch()  # raises rather than save a network that is lost
+                    state.step, state.sums = step, engine.sums
+                    _save(run, engine)
+            terms = engine.finish_epoch()
+            state.epoch, state.step, state.sums, state.steps = epoch + 1, 0, {}, state.steps + plan.steps
+            state.best = _best(run, task)
+            where = {"task": task.index + 1, "phase": phase.name, "epoch": epoch + 1, "of": schedule.epochs}
+            run.tell("epoch", **where, lr=schedule.rate(epoch), steps=plan.steps, terms=terms)
+            _save(run, engine)
     if state.best is not None:
         net.load_state_dict(state.best[1])
 
 
 def _precision(run: _Run) -> Precision:
     return chosen_precision(run.spec.precision, run.parts.device)
+
+
+def _save(run: _Run, engine: Engine | None = None) -> None:
+    """Writes a checkpoint of all that was done and logged so far; then, if a signal asked for it, the run stops."""
+    run.state.seconds, run.state.logged = run.tell.seconds, run.folder.logged()
+    _checkpoints(run.spec, run.parts, run.folder).write(run.state, run.parts.net, engine)
+    run.stops.saved()
+
+
+def _checkpoints(spec: Spec, parts: Assembly, folder: RunFolder) -> Checkpoints:
+    """Those of this spec and these images."""
+    return Checkpoints(folder.checkpoints, {"spec": spec.key, "images": parts.images.digest})
 
 
 def _grow(run: _Run, task: Task) -> None:
@@ -312,13 +302,16 @@ def _memory_with(run: _Run, task: Task) -> Memory:
 def _evaluate(run: _Run, task: Task) -> dict[str, list[float]]:
     """Adds the task's row to the matrix, and the head's to its own where it does not fill the matrix; returns both."""
     state, parts = run.state, run.parts
-    by_head = accuracies(run.spec, parts, task)
-    if run.spec.classifier == "head":
-        state.matrix.append(by_head)
-        return {"accuracy": by_head}
-    state.matrix.append(accuracies(run.spec, parts, task, class_means(parts.net, parts.train, state.memory.exemplars)))
-    state.by_head.append(by_head)
-    return {"accuracy": state.matrix[-1], "by_head": by_head}
+    by_head, confusion = accuracies(run.spec, parts, task)
+    scores = {"accuracy": by_head}
+    if run.spec.classifier == "nme":
+        means = class_means(parts.net, parts.train, state.memory.exemplars)
+        accuracy, confusion = accuracies(run.spec, parts, task, means)
+        state.by_head.append(by_head)
+        scores = {"accuracy": accuracy, "by_head": by_head}
+    state.matrix.append(scores["accuracy"])
+    run.folder.write_confusion(confusion)
+    return scores
 
 
 def _best(run: _Run, task: Task) -> tuple[float, dict[str, Tensor]] | None:

@@ -58,8 +58,7 @@ class Spec:
         memory: exemplars kept in all.
         rows: current and past rows of a mixed batch; the first task's batches have their sum.
         classifier: whose predictions fill the accuracy matrix: the method's own ``head``, or ``nme``, the nearest mean
-            of exemplars. With ``nme`` the head is scored too: the log has its row beside each of the matrix, the
-            summary its metrics, both under ``by_head``.
+            of exemplars. With ``nme`` the head is scored too, and log and summary have that under ``by_head``.
         train_per_class: use only so many training images of a class; None for all.
         precision, engine: see ``cilnorm.precision`` and ``cilnorm.capture``; the engine decides the time alone.
         seed: of everything random but the order of classes, which ``class_order_seed`` draws.
@@ -120,10 +119,11 @@ class Spec:
 
 @dataclass(frozen=True)
 class Settings:
-    """registry.yaml, read: values by preset, and what a paper's method changes with it."""
+    """registry.yaml, read: values by preset, what a paper's method changes with it, and grids of `cilnorm.grid`."""
 
     presets: Mapping[str, Options]
     methods: Mapping[str, Mapping[str, Options]]
+    grids: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_settings(path: Path | None = None) -> Settings:
@@ -136,7 +136,7 @@ def read_settings(path: Path | None = None) -> Settings:
     beside = Path(__file__).resolve().parent.parent / "registry.yaml"  # where an editable install has it
     source = path or (packaged if packaged.is_file() else beside)
     content = _names(source.read_text(encoding="utf-8"), str(path or "registry.yaml"))
-    _known("section of registry.yaml", content, ("presets", "methods"))
+    _known("section of registry.yaml", content, ("presets", "methods", "grids"))
     presets: dict[str, Options] = {}
     methods: dict[str, dict[str, Options]] = {name: dict(own) for name, own in content.get("methods", {}).items()}
     for name, values in content.get("presets", {}).items():
@@ -147,7 +147,7 @@ def read_settings(path: Path | None = None) -> Settings:
             presets[name] = _merged(presets[base], presets[name])
             for own in methods.values():
                 own[name] = _merged(own.get(base, {}), own.get(name, {}))
-    return Settings(presets, methods)
+    return Settings(presets, methods, content.get("grids", {}))
 
 
 def _merged(base: Options, over: Options) -> dict[str, Any]:

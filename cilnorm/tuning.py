@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from cilnorm.registry import Registry
 from cilnorm.spec import Spec, SpecError
 
-__all__ = ["Trial", "tuned"]
+__all__ = ["Trial", "answers", "tuned"]
 
 TASKS = 2
 HELD_OUT = 0.1
@@ -62,3 +62,10 @@ def _trials(spec: Spec, option: str, values: tuple[object, ...], score: Callable
             yield Trial(option, value, None)
         else:
             yield Trial(option, value, accuracy)
+
+
+def answers(run: Spec, asked: Spec, registry: Registry) -> bool:
+    """Whether a run of spec ``run`` is what was asked for, options that were chosen for it being left out."""
+    chosen = [option for option in registry.norms[asked.norm].tune if option not in asked.norm_options]
+    options = {name: value for name, value in run.norm_options.items() if name not in chosen}
+    return replace(run, norm_options=options).key == asked.key

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import yaml
 
-__all__ = ["SpecError", "coerced", "parsed"]
+__all__ = ["SpecError", "coerced", "parsed", "seconds"]
 
 
 class SpecError(ValueError):
@@ -92,3 +92,15 @@ def _to_tuple(value: Any, hints: tuple[Any, ...], key: str) -> tuple[Any, ...]:
     if not repeated and len(items) != len(hints):
         raise SpecError(f"{key}: expected {len(hints)} values, found {value!r:.80}")
     return tuple(coerced(item, hints[0] if repeated else hints[at], key) for at, item in enumerate(items))
+
+
+def seconds(text: str, key: str) -> float:
+    """A duration such as ``60s``, ``5m``, ``1.5h`` or a bare number of seconds.
+
+    Raises:
+        SpecError: it is none, or not above 0.
+    """
+    found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)([smh]?)", text.strip())
+    if not found or not float(found[1]):
+        raise SpecError(f"{key}: expected a duration such as 60s, 5m or 1h, found {text!r:.80}")
+    return float(found[1]) * {"h": 3600, "m": 60}.get(found[2], 1)

@@ -23,7 +23,7 @@ from tests import fake
 from tests.conftest import ROOT, TINY
 from tests.strangers import distribute, norm
 
-COMMANDS = ("run", "resume", "list", "plugins")
+COMMANDS = ("run", "resume", "list", "plugins", "bench", "table", "report")
 
 
 @pytest.fixture(autouse=True)
@@ -95,6 +95,17 @@ def test_no_arguments_show_the_commands() -> None:
 
 
 # What there is
+
+
+def test_bench_runs_a_benchmark_with_its_own_options() -> None:
+    done = in_a_process("bench", "norms", "--only", "gn", "--pairs", "1")
+    [row] = [line for line in done.stdout.splitlines() if line.startswith("| gn")]
+    assert all(float(cell) > 0 for cell in row.strip("| ").split(" | ")[1:])
+
+
+def test_bench_says_which_there_are() -> None:
+    assert "norms" in complaint(cilnorm("bench"), 0)
+    assert "'nrms'" in complaint(cilnorm("bench", "nrms"))
 
 
 def test_list_shows_every_name() -> None:
@@ -224,7 +235,10 @@ def test_a_folder_that_holds_no_run_or_a_damaged_one(finished: Result, tmp_path:
     assert complaint(cilnorm("resume", tmp_path / "none")).endswith("spec.yaml: No such file or directory")
     checkpoint = finished.folder / "checkpoints" / "last.pt"
     checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
-    assert "last.pt: can't be read: " in complaint(cilnorm("resume", finished.folder))
+    assert cilnorm("resume", finished.folder).stdout.startswith("warning: ")
+    for name in ("last.pt", "previous.pt"):
+        (finished.folder / "checkpoints" / name).write_bytes(b"damaged")
+    assert "last.pt can't be read: " in complaint(cilnorm("resume", finished.folder))
 
 
 def test_an_existing_run_is_refused_without_overwrite(finished: Result, spec_file: str) -> None:

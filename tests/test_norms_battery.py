@@ -118,7 +118,9 @@ def test_autocast_hands_on_what_the_convolution_gave(name: str) -> None:
     assert all(p.grad.dtype == torch.float32 and torch.isfinite(p.grad).all() for p in net.parameters())
 
 
-@pytest.mark.parametrize(("name", "backend"), [*((name, "aot_eager") for name in NAMES), ("tbbn", "inductor")])
+@pytest.mark.parametrize(
+    ("name", "backend"), [*((name, "aot_eager") for name in NAMES), ("tbbn", "inductor"), ("brn", "inductor")]
+)
 def test_compiles_in_one_piece(name: str, backend: str) -> None:
     torch._dynamo.reset()
     layer = make(name).double()
@@ -142,8 +144,9 @@ def test_ten_tasks_compile_no_more_often_than_there_are_splits(name: str) -> Non
     compiled = torch.compile(layer, fullgraph=True, backend=count)
     for task in range(10):
         set_composition(layer, Composition(48, 16, task) if task else Composition(64, 0, 0))
-        compiled(rows(8, 2, 2, count=64))
-    assert len(graphs) == 5  # r = 1, 2, 4, 8, 16
+        x = rows(8, 2, 2, count=64)
+        torch.testing.assert_close(compiled(x), copy.deepcopy(layer)(x))
+    assert 1 < len(graphs) <= 5  # r = 1, 2, 4, 8, 16; dynamo of torch 2.6 takes all after the first in one graph
 
 
 @pytest.mark.parametrize("name", NAMES)

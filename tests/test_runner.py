@@ -15,7 +15,7 @@ import torch
 
 from cilnorm import evaluation, runner
 from cilnorm.checkpoint import CheckpointError
-from cilnorm.folder import FolderError
+from cilnorm.folder import FolderError, read_confusion
 from cilnorm.metrics import as_matrix, summarise
 from cilnorm.registry import Registry
 from cilnorm.runner import Result, RunStopped, resume, run
@@ -44,10 +44,9 @@ def failing_at(kind: str, number: int) -> Callable[[Event], None]:
 
 
 def events(folder: Path, kind: str) -> list[Event]:
-    """The events of a kind, in the order of what they speak of, the last telling of each."""
+    """The events of a kind, all of them."""
     told = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
-    latest = {(e.get("task"), e.get("phase"), e.get("epoch")): e for e in told if e["event"] == kind}
-    return list(latest.values())
+    return [event for event in told if event["event"] == kind]
 
 
 def bits(folder: Path) -> dict[str, Any]:
@@ -55,6 +54,7 @@ def bits(folder: Path) -> dict[str, Any]:
     final = torch.load(folder / "checkpoints" / "last.pt", weights_only=True)
     return {
         "accuracy": (folder / "accuracy.csv").read_text(),
+        "confusion": (folder / "confusion.csv").read_text(),
         "losses": [(e["task"], e["phase"], e["epoch"], e["lr"], e["terms"]) for e in events(folder, "epoch")],
         "weights": {name: tensor.tolist() for name, tensor in final["net"].items()},
         "memory": [kept.tolist() for kept in final["memory"]],
@@ -69,7 +69,8 @@ def test_a_run_leaves_all_that_it_should(finished: Result, tiny: Tiny, registry:
     folder = finished.folder
     kept = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert kept == {
-        "spec.yaml", "environment.json", "events.jsonl", "accuracy.csv", "summary.json", "checkpoints/last.pt",
+        "spec.yaml", "environment.json", "events.jsonl", "accuracy.csv", "confusion.csv", "summary.json",
+        "checkpoints/last.pt", "checkpoints/previous.pt",
         "figures/accuracy.png", "figures/matrix.png",
     }  # fmt: skip
     assert read_spec(folder / "spec.yaml", registry) == tiny()
@@ -87,6 +88,15 @@ def test_a_run_leaves_all_that_it_should(finished: Result, tiny: Tiny, registry:
     assert environment["device"] == "cpu"
     assert environment["dataset_sha256"] == "of-blobs"
     assert "(extra)" in environment["plugins"]
+
+
+def test_the_confusion_of_tasks_agrees_with_the_accuracies(finished: Result) -> None:
+    confusion = read_confusion(finished.folder)
+    assert [len(after) for after in confusion] == [1, 2, 3]
+    for after, row in zip(confusion, finished.matrix, strict=True):
+        assert all(sum(counts) == 40 for counts in after)  # 20 test images of each of two classes
+        for task, percent in enumerate(row):
+            assert after[task][task] >= round(percent / 100 * 40)  # the right task, if not the right class of it
 
 
 def test_a_run_learns(finished: Result) -> None:
@@ -253,8 +263,9 @@ def test_what_can_not_be_resumed(finished: Result, registry: Registry, tmp_path:
         resume(tmp_path / "nothing", registry=registry, **CPU)
     checkpoint = finished.folder / "checkpoints" / "last.pt"
     content = checkpoint.read_bytes()
+    (checkpoint.parent / "previous.pt").unlink()
     checkpoint.write_bytes(content[: len(content) // 2])
-    with pytest.raises(CheckpointError, match=r"last\.pt: can't be read: "):
+    with pytest.raises(CheckpointError, match=r"last\.pt can't be read: its checksum"):
         resume(finished.folder, registry=registry, **CPU)
     checkpoint.write_bytes(content)
     text = (finished.folder / "spec.yaml").read_text()

@@ -69,9 +69,8 @@ def _cut(x: Tensor, current: int, lanes: int) -> tuple[Tensor, Tensor]:
 
 
 def _join(current: Tensor, past: Tensor, like: Tensor) -> Tensor:
-    y = torch.cat([current.flatten(0, 1), past]).to(like.dtype)
-    channels_last = like.is_contiguous(memory_format=torch.channels_last) and not like.is_contiguous()
-    return y.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    """The rows in one tensor of the input's precision; what is elementwise keeps its layout, and so does ``cat``."""
+    return torch.cat([current.flatten(0, 1), past]).to(like.dtype)
 
 
 def _wide(value: Tensor) -> Tensor:

@@ -113,8 +113,8 @@ class BatchRenorm2d(BatchDependent):
             r = (std / running_std).clamp(1 / r_max, r_max)
             d = ((mean - running_mean) / running_std).clamp(-d_max, d_max)
             if not recomputing():
-                self.running_mean.lerp_(mean[0].to(self.running_mean.dtype), self.momentum)
-                self.running_std.lerp_(std[0].to(self.running_std.dtype), self.momentum)
+                _move(self.running_mean, mean[0].detach(), self.momentum)
+                _move(self.running_std, std[0].detach(), self.momentum)
                 self.num_batches_tracked.add_(1)
         return mean, r / std, d
 
@@ -133,6 +133,19 @@ class BatchRenorm2d(BatchDependent):
 
     def extra_repr(self) -> str:
         return f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, affine={self.weight is not None}"
+
+
+def _move(average: Tensor, value: Tensor, momentum: float) -> None:
+    """Moves a running average. The compiler of torch 2.6 would do so once more going backward; it can't split an op."""
+    move: Any = torch.ops.cilnorm.move if torch.compiler.is_compiling() else Tensor.lerp_
+    move(average, value.to(average.dtype), momentum)
+
+
+@torch.library.custom_op(
+    "cilnorm::move", mutates_args={"average"}, schema="(Tensor(a!) average, Tensor value, float momentum) -> ()"
+)
+def _move_as_op(average: Tensor, value: Tensor, momentum: float) -> None:
+    average.lerp_(value, momentum)
 
 
 @hookimpl

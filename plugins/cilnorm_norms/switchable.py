@@ -104,8 +104,8 @@ class SwitchNorm2d(BatchDependent):
             mean, var = ranks.pool(mean, var)
         if self.training and self.running_mean is not None and self.running_var is not None and not recomputing():
             with torch.no_grad():
-                self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
-                self.running_var.lerp_(var.to(self.running_var.dtype), self.momentum)
+                self.running_mean.lerp_(mean.detach().to(self.running_mean.dtype), self.momentum)
+                self.running_var.lerp_(var.detach().to(self.running_var.dtype), self.momentum)
         return mean, var
 
     def extra_repr(self) -> str:

@@ -1,0 +1,204 @@
+"""Commands over several runs: tables, and what is read from results."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cilnorm.terminal import complain, guarded, loaded, print_table, settings_of
+
+if TYPE_CHECKING:
+    from cilnorm.grid import Cell
+    from cilnorm.jobs import Job
+    from cilnorm.table import Entry
+
+__all__ = ["commands", "run_seeds"]
+
+commands = typer.Typer()
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
+DataRoot = Annotated[Path | None, typer.Option(help="Folder in which data sets lie; also CILNORM_DATA.")]
+Seeds = Annotated[str, typer.Option(help="Numbers with commas: 0,1,2.")]
+Workers = Annotated[int, typer.Option(min=1, help="How many runs at a time; they share the cores or the GPU.")]
+Runs = Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs.")]
+
+
+def seed_list(text: str) -> list[int]:
+    """The numbers of ``0,1,2``.
+
+    Raises:
+        SpecError: it is no such list.
+    """
+    from cilnorm.values import SpecError
+
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts) or len(set(parts)) < len(parts):
+        raise SpecError(f"--seeds takes different whole numbers with commas, 0,1,2 say, not {text!r}")
+    return [int(part) for part in parts]
+
+
+@commands.command("table")
+def table(
+    grid: Annotated[str, typer.Argument(metavar="NAME|FILE", help="norms, methods, or a YAML file of one's own.")],
+    preset: Annotated[str, typer.Option(help="Where all other values come from.")] = "quick",
+    seeds: Seeds = "0",
+    workers: Workers = 1,
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="For every cell.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder; tables/NAME-PRESET by default.")] = None,
+    cells: Annotated[Path | None, typer.Option(help="Folder of the runs; tables may share it.")] = None,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try failed cells again.")] = False,
+    device: Device = "auto",
+    data_root: DataRoot = None,
+    debug: Debug = False,
+) -> None:
+    """Fill a table: every method with every norm, each seed a run; go on where it was stopped."""
+
+    def work() -> None:
+        from cilnorm.grid import read_grid
+        from cilnorm.spec import read_settings
+
+        registry, settings = loaded(False), read_settings()
+        chosen = read_grid(grid, settings)
+        wanted = chosen.cells(preset, seed_list(seeds), settings_of(set_ or []), registry, settings)
+        home = out or Path("tables") / f"{chosen.name}-{preset}"
+        runs = cells or (home / "cells" if out else home.parent / "cells")
+        jobs = [_job(cell, runs) for cell in wanted]
+        for job in jobs:
+            job.prepare(registry)
+        try:
+            _do(jobs, workers, retry_failed, device, data_root)
+        finally:
+            _write(home, wanted, jobs, f"{chosen.name}, preset {preset}", chosen.about)
+        failed = [job for job in jobs if job.state == "failed"]
+        if failed:
+            complain(f"{len(failed)} of {len(jobs)} runs failed; see {runs}/*.log, and try again with --retry-failed")
+            raise typer.Exit(1)
+
+    guarded(work, debug)
+
+
+def _job(cell: Cell, folder: Path) -> Job:
+    from cilnorm.jobs import Job
+
+    return Job(f"{cell.method} x {cell.norm}", cell.spec, folder / cell.name)
+
+
+def _do(jobs: Sequence[Job], workers: int, retry_failed: bool, device: str, data_root: Path | None) -> None:
+    from cilnorm.board import Board
+    from cilnorm.workers import options, work
+
+    tried = ("finished",) if retry_failed else ("finished", "failed")
+    todo = [job for job in jobs if job.state not in tried]
+    with Board(jobs, todo) as board:
+        work(todo, workers, options(device, data_root), board)
+
+
+def _write(home: Path, cells: Sequence[Cell], jobs: Sequence[Job], title: str, about: str) -> None:
+    """Writes what there is so far, and prints it."""
+    from cilnorm.files import write_atomically
+    from cilnorm.table import to_csv, to_latex, to_markdown, verdicts
+
+    entries = _entries(cells, jobs)
+    home.mkdir(parents=True, exist_ok=True)
+    write_atomically(home / "table.md", to_markdown(entries, title))
+    write_atomically(home / "table.csv", to_csv(entries))
+    write_atomically(home / "table.tex", to_latex(entries, f"{title}: {about}" if about else title, home.name))
+    _show(entries, title)
+    for line in verdicts(entries):
+        print(line)
+    print(f"{home}/table.md, table.csv, table.tex")
+
+
+def _entries(cells: Sequence[Cell], jobs: Sequence[Job]) -> list[Entry]:
+    from cilnorm.published import METRICS, published
+    from cilnorm.table import Entry
+
+    groups: dict[tuple[str, str], list[tuple[Cell, Job]]] = {}
+    for cell, job in zip(cells, jobs, strict=True):
+        groups.setdefault((cell.method, cell.norm), []).append((cell, job))
+    entries = []
+    for (method, norm), members in groups.items():
+        states = {job: job.state for _, job in members}
+        summaries = [job.summary for job, state in states.items() if state == "finished"]
+        missing = {job.spec.seed: _why(job, state) for job, state in states.items() if state != "finished"}
+        values = {metric: [float(summary[metric]) for summary in summaries] for metric in METRICS}
+        entries.append(Entry(method, norm, values, published(members[0][0].spec, method, norm), missing))
+    return entries
+
+
+def _why(job: Job, state: str) -> str:
+    return f"{state}: {job.reason}" if state == "failed" and job.reason else state.replace("new", "not begun")
+
+
+def _show(entries: Sequence[Entry], title: str) -> None:
+    from cilnorm.published import METRICS
+    from cilnorm.table import cell_text
+
+    rows = []
+    for entry in entries:
+        rows.append((entry.method, entry.norm, str(entry.seeds), *(cell_text(entry, metric) for metric in METRICS)))
+        if entry.published:
+            rows.append(("", "  paper", "", *(_against(entry, metric) for metric in METRICS)))
+    print_table(title, ("method", "norm", "seeds", *METRICS), rows)
+
+
+def _against(entry: Entry, metric: str) -> str:
+    apart, held = entry.difference(metric), entry.reproduced(metric)
+    text = f"{entry.published[metric]:.2f}"
+    return text if apart is None else f"{text} {apart:+.2f} {'ok' if held else 'no'}"
+
+
+@commands.command("report")
+def report_command(
+    runs: Runs,
+    out: Annotated[Path, typer.Option(help="The page.")] = Path("report.html"),
+    title: Annotated[str, typer.Option(help="Its heading.")] = "",
+    figures: Annotated[Path | None, typer.Option(help="Folder for the figures as PNG and SVG.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Write one page with the curves, matrices, losses and settings of some runs; it needs no network."""
+
+    def work() -> None:
+        from cilnorm.files import write_atomically
+        from cilnorm.report import draw, report
+        from cilnorm.results import read_result
+
+        results = [read_result(folder) for folder in runs]
+        write_atomically(out, report(results, title))
+        print(out)
+        for path in draw(results, figures) if figures else ():
+            print(path)
+
+    guarded(work, debug)
+
+
+def run_seeds(spec: Any, seeds: str, workers: int, out: Path | None, device: str, data_root: Path | None) -> None:
+    """A spec with several seeds, each a run of its own in a folder ``seed-N``, and their mean at the end.
+
+    Raises:
+        SpecError, FolderError: before anything is trained.
+        RuntimeError: a run failed; the message says where its log lies.
+    """
+    from dataclasses import replace
+
+    from cilnorm.folder import default_folder
+    from cilnorm.grid import Cell
+    from cilnorm.jobs import Job
+
+    numbers = seed_list(seeds)
+    home = out or default_folder(spec).with_name(default_folder(spec).name.rpartition("-s")[0] + "-seeds")
+    cells = [Cell(spec.method, spec.norm, replace(spec, seed=number)) for number in numbers]
+    jobs = [Job(f"{spec.method} x {spec.norm}", cell.spec, home / f"seed-{cell.spec.seed}") for cell in cells]
+    registry = loaded(False, quiet=True)
+    for job in jobs:
+        job.prepare(registry)
+    try:
+        _do(jobs, workers, True, device, data_root)
+    finally:
+        _write(home, cells, jobs, f"{spec.method} x {spec.norm}, {spec.dataset}", "")
+    failed = [job for job in jobs if job.state != "finished"]
+    if failed:
+        raise RuntimeError(f"{len(failed)} of {len(jobs)} runs failed; see {failed[0].log}; the same command goes on")

@@ -1,0 +1,269 @@
+"""Tables: their arithmetic and their four shapes, and that a real one goes on after a kill."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from cilnorm import registry as registries
+from cilnorm import workers
+from cilnorm.board import Board
+from cilnorm.cli import app
+from cilnorm.jobs import Job, progress
+from cilnorm.published import METRICS
+from cilnorm.registry import Registry, load
+from cilnorm.runner import run
+from cilnorm.spec import Spec, read_spec
+from cilnorm.table import Entry, best, to_csv, to_latex, to_markdown, verdicts
+from tests import fake
+from tests.conftest import ROOT
+from tests.strangers import distribute
+
+
+def entry(norm: str, *final: float, method: str = "ft", published: float | None = None, **more: Any) -> Entry:
+    """An entry whose metrics are all alike."""
+    values = {metric: list(final) for metric in METRICS}
+    return Entry(method, norm, values, {} if published is None else dict.fromkeys(METRICS, published), **more)
+
+
+@pytest.mark.parametrize(
+    ("values", "paper", "held"),
+    [
+        ((36.0,), 35.1, True),  # within a point
+        ((36.2,), 35.1, False),
+        ((34.0, 38.0, 39.0), 33.0, True),  # 4 apart, sd 2.65
+        ((36.9, 37.0, 37.1), 35.41, False),
+        ((), 35.41, None),
+        ((36.0,), None, None),
+    ],
+)
+def test_what_counts_as_reproduced(values: tuple[float, ...], paper: float | None, held: bool | None) -> None:
+    assert entry("bn", *values, published=paper).reproduced("A_f") is held
+
+
+def test_the_best_norm_is_sought_within_a_method_and_forgetting_is_best_when_low() -> None:
+    entries = [entry("bn", 30.0), entry("tbbn", 40.0), entry("cn", 40.001), entry("bn", 90.0, method="eeil")]
+    found = best(entries)
+    assert {(norm, metric) for method, norm, metric in found if method == "ft"} == {
+        *((norm, metric) for norm in ("tbbn", "cn") for metric in ("A_f", "A_a", "A_l")),
+        ("bn", "F"),
+    }
+    assert not [name for name in found if name[0] == "eeil"]  # best of one says nothing
+
+
+def test_the_four_shapes() -> None:
+    why = {2: "failed: the disk is full"}
+    entries = [entry("cn*", 35.0, 36.0, published=36.05), entry("tbbn", 40.0, 41.0, published=38.46, missing=why)]
+    page = to_markdown(entries, "norms")
+    assert "| `ft` | `tbbn` | 2 | **40.50 ± 0.71**<br>(38.46, +2.04 ✗) |" in page
+    assert "35.50 ± 0.71<br>(36.05, -0.55 ✓)" in page
+    assert "ft x tbbn, seed 2: failed: the disk is full." in page
+    assert "4 of 8 published values are reproduced" in page
+    rows = list(csv.DictReader(io.StringIO(to_csv(entries))))
+    assert len(rows) == 8
+    assert rows[4] == {
+        "method": "ft", "norm": "tbbn", "metric": "A_f", "seeds": "2", "mean": "40.5000", "sd": "0.7071",
+        "published": "38.4600", "difference": "2.0400", "reproduced": "no", "values": "40.0000 41.0000",
+    }  # fmt: skip
+    tex = to_latex(entries, "All of 100 %, a_b", "norms")
+    assert r"\caption{All of 100 \%, a\_b}" in tex
+    assert r"& tbbn & \textbf{40.50} {\scriptsize$\pm$0.71} & 38.46 & $+2.04$ &" in tex
+    assert r"& cn$^*$ & 35.50 {\scriptsize$\pm$0.71} & 36.05 & $-0.55\,\checkmark$" in tex
+    columns = tex.partition(r"\begin{tabular}{")[2].partition("}")[0]
+    assert all(line.count("&") == len(columns) - 1 for line in tex.splitlines() if " tbbn " in line)
+    assert tex.count("{") == tex.count("}")
+
+
+def test_a_table_without_published_values_says_so_and_shows_none() -> None:
+    entries = [entry("bn", 30.0), Entry("ft", "tbbn", {metric: [] for metric in METRICS}, {}, {0: "not begun"})]
+    assert "paper" not in to_latex(entries, "", "x")
+    assert "| `ft` | `tbbn` | 0 | – |" in to_markdown(entries, "x")
+    lines = verdicts(entries)
+    assert lines == [
+        "ft x tbbn, seed 0: not begun",
+        "nothing is compared with the paper: its values are for other data or another protocol",
+    ]
+
+
+# Jobs
+
+
+@pytest.fixture
+def job(tiny: Callable[..., Spec], tmp_path: Path) -> Job:
+    return Job("ft x bn", tiny(), tmp_path / "cells" / "one")
+
+
+def test_the_state_of_a_job_is_what_lies_on_the_disk(job: Job, registry: Registry) -> None:
+    job.prepare(registry)
+    assert (job.state, job.arguments()[0]) == ("new", "run")
+    (job.folder / "checkpoints").mkdir(parents=True)
+    job.prepare(registry)
+    assert not job.folder.exists()  # a process died before it wrote a file
+    run(job.spec, job.folder, device="cpu", registry=registry)
+    assert (job.state, job.arguments()) == ("finished", ["resume", str(job.folder)])
+    assert progress(job.folder) == 1
+    for state, expected in (("running", "interrupted"), ("interrupted", "interrupted"), ("failed", "failed")):
+        (job.folder / "summary.json").write_text(json.dumps({"state": state, "reason": "so\nit is"}))
+        assert job.state == expected
+    assert job.reason == "so it is"
+    (job.folder / "summary.json").write_text("{")
+    job.log.write_text("a line\ncilnorm: no memory left\n")
+    job.end(1)
+    assert (job.state, job.reason) == ("failed", "no memory left")
+    job.begin()
+    job.end(130)
+    assert job.state == "interrupted"
+    job.end(-9)
+    assert job.reason == "killed by signal 9"
+
+
+def test_a_place_taken_by_other_settings_is_refused(job: Job, registry: Registry, tiny: Any) -> None:
+    job.prepare(registry)
+    with pytest.raises(OSError, match="was begun with other settings"):
+        Job("x", tiny(seed=1), job.folder).prepare(registry)
+
+
+def test_progress_reads_the_end_of_a_log(tmp_path: Path) -> None:
+    assert progress(tmp_path) == 0
+    events = [{"event": "run", "tasks": 4}, {"event": "task", "task": 1}]
+    events += [{"event": "epoch", "task": 2, "epoch": e, "of": 2000, "pad": "x" * 200} for e in range(1, 1001)]
+    text = "".join(json.dumps(event) + "\n" for event in events)
+    (tmp_path / "events.jsonl").write_text(text + '{"event": "accu')
+    assert progress(tmp_path) == pytest.approx(1.5 / 4)
+
+
+def test_ctrl_c_stops_the_workers(job: Job, registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that heeds it, one that does not."""
+    job.prepare(registry)
+    deaf = Job("deaf", job.spec, job.folder.with_name("deaf"))
+    ignore = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); "
+    code = {job: "", deaf: ignore}
+
+    def sleeper(asked: Job, *_: object) -> list[str]:
+        return [sys.executable, "-c", code[asked] + "import time; print('up', flush=True); time.sleep(60)"]
+
+    def interrupt(*_: object) -> None:
+        if all(each.log.exists() and each.log.read_text() for each in code):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(workers, "command", sleeper)
+    monkeypatch.setattr(workers, "PATIENCE", 1.0)
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        workers.work([job, deaf], 2, [], interrupt)
+    assert time.monotonic() - began < 30
+    assert "KeyboardInterrupt" in job.log.read_text()
+    assert job.state == deaf.state == "new"
+
+
+def test_the_cores_are_divided(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8), raising=False)
+    assert workers.worker_environment(3)["OMP_NUM_THREADS"] == "2"
+    assert workers.worker_environment(20)["OMP_NUM_THREADS"] == "1"
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_the_board_shows_states(terminal: bool, tiny: Any, registry: Registry, tmp_path: Path) -> None:
+    from rich.console import Console
+
+    jobs = [
+        Job(f"ft x {norm}", tiny(seed=seed), tmp_path / f"{norm}{seed}") for norm in ("bn", "[b]") for seed in (0, 1)
+    ]
+    for each in jobs:
+        each.prepare(registry)
+    run(jobs[0].spec, jobs[0].folder, device="cpu", registry=registry)
+    stream = io.StringIO()
+    with Board(jobs, jobs[1:], Console(file=stream, force_terminal=terminal, width=100, highlight=False)) as board:
+        board(jobs[1], "started")
+        board(jobs[1], "running")
+        jobs[1].end(-9)
+        board(jobs[1], "ended")
+    told = stream.getvalue()
+    assert "4 runs: 1 finished before, 3 to do" in told
+    assert ("killed by signal 9" in told) != terminal
+    assert ("waiting" in told) == terminal
+    assert ("ft x [b]" in told) == terminal
+
+
+# Whole tables
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The fake plugin, for this process and for those that it starts."""
+    distribute(tmp_path / "site", "fake", {}, {"fake": "tests.fake"})
+    before = [str(tmp_path / "site"), str(ROOT), os.environ.get("PYTHONPATH", "")]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(before))
+    monkeypatch.setattr(registries, "load", lambda strict=False: load(extra=[fake], strict=strict))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+SMALL = {"backbone": "tiny", "dataset": "blobs", "tasks": 3, "memory": 24, "rows": [12, 4]}
+
+
+def grid_file(path: Path, methods: list[str], epochs: int) -> None:
+    path.write_text(yaml.safe_dump({"methods": methods, "norms": ["bn"], "set": {**SMALL, "epochs": epochs}}))
+
+
+def cilnorm(*arguments: str) -> Any:
+    return CliRunner(env={"COLUMNS": "200"}).invoke(app, list(arguments))
+
+
+def test_a_killed_table_goes_on_reuses_what_is_there_and_reports_what_fails(site: Path, registry: Registry) -> None:
+    grid_file(site / "grid.yaml", ["ft", "sour"], 60)
+    asked = ["table", "grid.yaml", "--preset", "quick", "--workers", "2", "--out", "out", "--device", "cpu"]
+    process = subprocess.Popen([sys.executable, "-c", "from cilnorm.cli import main; main()", *asked])
+    until = time.monotonic() + 120
+    while not (begun := [path.parent for path in site.glob("out/cells/ft-*/checkpoints/last.pt")]):
+        assert time.monotonic() < until, "no cell got as far as a checkpoint"
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    [folder] = [path.parent for path in begun]
+    length = -1
+    while length != (length := (folder / "events.jsonl").stat().st_size):
+        time.sleep(0.5)  # its worker stops as well
+    assert json.loads((folder / "summary.json").read_text())["state"] != "finished"
+
+    again = cilnorm(*asked)
+    assert again.exit_code == 1, again.output
+    assert "1 of 2 runs failed" in again.stderr
+    assert "sour x bn, seed 0: failed: task 2, epoch 1: the term 'sour' of the loss became nan" in again.stdout
+    whole = run(read_spec(folder / "spec.yaml", registry), site / "whole", device="cpu", registry=registry)
+    assert (folder / "accuracy.csv").read_text() == (whole.folder / "accuracy.csv").read_text()
+    assert f"{whole.summary['A_f']:.2f}" in (site / "out" / "table.md").read_text()
+
+    stamp = (folder / "summary.json").stat().st_mtime_ns
+    third = cilnorm(*asked)
+    assert "2 runs: 1 finished before, 0 to do; 1 failed before (--retry-failed tries them again)" in third.stdout
+    assert (folder / "summary.json").stat().st_mtime_ns == stamp
+
+
+def test_several_seeds_of_one_run(site: Path) -> None:
+    asked = ("run", "--preset", "quick", *(f"--set={key}={value}" for key, value in SMALL.items()))
+    result = cilnorm(*asked, "--epochs", "1", "--seeds", "0,1", "--workers", "2", "--out", "out", "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    finals = [json.loads((site / "out" / f"seed-{seed}" / "summary.json").read_text())["A_f"] for seed in (0, 1)]
+    assert finals[0] != finals[1]
+    assert f"{sum(finals) / 2:.2f} ± " in result.stdout
+    assert (
+        "2 runs: 2 finished before, 0 to do"
+        in cilnorm(*asked, "--epochs", "1", "--seeds", "0,1", "--out", "out").stdout
+    )
+    other = cilnorm(*asked, "--epochs", "2", "--seeds", "0,1", "--out", "out")
+    assert (other.exit_code, "was begun with other settings" in other.stderr) == (2, True)
+    assert cilnorm(*asked, "--seeds", "0,x").exit_code == 2
