@@ -134,6 +134,24 @@ def test_an_optimiser_that_continues_keeps_its_momentum_through_the_warm_up(regi
         assert torch.equal(tensor, whole[name]), name
 
 
+def test_an_epoch_that_was_begun_elsewhere_ends_with_the_same_sums(registry: Registry) -> None:
+    """As after a resumption within an epoch: the terms of earlier steps survive the warm-up."""
+    [feeds] = epochs(CPU, count=1)
+    terms, weights = learned(learner(Engine, registry, "eeil"), [feeds])
+    first = learner(Engine, registry, "eeil")
+    first.start_epoch(0)
+    for step, _ in enumerate(first.epoch(feeds), 1):
+        if step == 2:
+            break
+    second = learner(Remembered, registry, "eeil")
+    second.net.load_state_dict(first.net.state_dict())
+    second.load_optimizer(copy.deepcopy(first.optimizer.state_dict()))
+    second.start_epoch(0, 2, copy.deepcopy(first.sums))
+    assert sum(1 for _ in second.epoch(feeds, 2)) == len(feeds) - 2
+    assert second.finish_epoch() == terms[0]
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in second.net.state_dict().items())
+
+
 def test_a_capture_that_fails_is_told_and_changes_nothing(registry: Registry) -> None:
     terms, weights = learned(learner(Engine, registry, "lucir"), epochs(CPU))
     with pytest.warns(
