@@ -36,8 +36,8 @@ def stream(root: Path | None, norm: str, backbone: str) -> Any:
     from cilnorm.spec import resolve
 
     registry = registries.load(extra=[random_images])
-    dataset = "cifar100" if root else "random-images"
-    spec = resolve("cifar100", registry, method="ft", norm=norm, backbone=backbone, dataset=dataset)
+    data = {"dataset": "cifar100"} if root else {"dataset": "random-images", "dataset.train": 100, "dataset.test": 1}
+    spec = resolve("cifar100", registry, method="ft", norm=norm, backbone=backbone, **data)
     parts = assemble(spec, registry, torch.device("cpu"), root)
     for task in parts.stream.tasks:
         parts.net.head.grow(task.new)
@@ -50,12 +50,10 @@ def ours(root: Path | None, norm: str, backbone: str) -> Step:
     from cilnorm.batch import Composition
     from cilnorm.engine import Engine
     from cilnorm.feed import feed
-    from cilnorm.heap import keep_freed_memory
     from cilnorm.method import Phase
     from cilnorm.protocol import Part, plan_epoch
     from cilnorm.streams import generator
 
-    keep_freed_memory()
     spec, parts, memory = stream(root, norm, backbone)
     task = parts.stream.tasks[-1]
     engine = Engine(parts.net, parts.method, task, Phase(), spec.schedule, None)

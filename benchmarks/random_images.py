@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ from cilnorm.hookspecs import Dataset, hookimpl
 from cilnorm.images import ImageSet
 
 
+@functools.cache
 def noise(root: Path | None, *, classes: int = 100, train: int = 500, test: int = 100, size: int = 32) -> ImageSet:
     """``train`` and ``test`` images of every class; always the same."""
     generator = torch.Generator().manual_seed(0)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from cilnorm.capture import engine_class
 from cilnorm.data import Augmentation, Pixels
 from cilnorm.images import ImageSet
 from cilnorm.method import Method
@@ -71,6 +72,7 @@ def assemble(spec: Spec, registry: Registry, device: torch.device, data_root: Pa
         raise SpecError(f"a memory of {spec.memory} can't hold one exemplar of each of {len(order)} classes")
     method: Method = registry.methods[spec.method].build(**spec.method_options)
     try:
+        engine_class(spec.engine, device)
         sizes = task_sizes(len(order), spec.tasks)
         norm = partial(registry.norms[spec.norm].build, **spec.norm_options)
         with initial_weights(spec.seed):

@@ -51,6 +51,11 @@ class Feed:
         images = self.pixels.augmented(row(self.indices), self.views.each(row))
         return Batch(images, row(self.targets), self.composition)
 
+    def clone(self) -> Feed:
+        """The same epoch in memory of its own; the pixels are shared."""
+        views = self.views.each(torch.clone)
+        return Feed(self.pixels, self.indices.clone(), self.targets.clone(), views, self.composition)
+
     def copy_(self, other: Feed) -> None:
         """Takes over another epoch of as many steps and rows, in the same memory."""
         self.indices.copy_(other.indices)

@@ -16,6 +16,7 @@ from torch import Tensor
 from cilnorm import registry as registries
 from cilnorm.assemble import Assembly, assemble, pick_device
 from cilnorm.batch import Composition, Task
+from cilnorm.capture import engine_class
 from cilnorm.checkpoint import Checkpoints, State
 from cilnorm.engine import Engine
 from cilnorm.evaluation import accuracies, class_means, embed, held_out_loss, scored
@@ -24,9 +25,9 @@ from cilnorm.feed import Feed, feed
 from cilnorm.figures import draw_figures
 from cilnorm.folder import FolderError, RunFolder, default_folder
 from cilnorm.guard import Interruptions, RunStopped, held, recorded
-from cilnorm.heap import keep_freed_memory
 from cilnorm.memory import Memory, per_class
 from cilnorm.method import Phase
+from cilnorm.precision import Precision, chosen_precision, products
 from cilnorm.protocol import Part, Plan, Protocol, plan_epoch
 from cilnorm.registry import Registry
 from cilnorm.spec import Spec, read_spec
@@ -96,7 +97,7 @@ def run(
         if trials:
             folder.write_tuning(trials)
         stops = Interruptions(checkpoint_every)
-        return _learn(_Run(spec, parts, State(), folder, Teller(folder, watch), stops), registry)
+        return _learned(_Run(spec, parts, State(), folder, Teller(folder, watch), stops), registry)
 
 
 def resume(
@@ -123,7 +124,7 @@ def resume(
         tell, stops = Teller(home, watch, state.seconds), Interruptions(checkpoint_every)
         if warning:
             tell("warning", text=warning)
-        return _learn(_Run(spec, parts, state, home, tell, stops), registry)
+        return _learned(_Run(spec, parts, state, home, tell, stops), registry)
 
 
 def _tuned(
@@ -136,7 +137,7 @@ def _tuned(
             parts = assemble(trial, registry, device, data_root)
             home = RunFolder.create(Path(folder) / "trial", trial)
             run = _Run(trial, parts, State(), home, Teller(home, ()), Interruptions())
-            accuracy = _learn(run, registry).summary["A_f"]
+            accuracy = _learned(run, registry).summary["A_f"]
         for watcher in watch:
             watcher({"event": "trial", "options": dict(trial.norm_options), "accuracy": accuracy})
         return float(accuracy)
@@ -156,9 +157,13 @@ class _Run:
     stops: Interruptions
 
 
+def _learned(run: _Run, registry: Registry) -> Result:
+    with products(_precision(run)):
+        return _learn(run, registry)
+
+
 def _learn(run: _Run, registry: Registry) -> Result:
     """Task after task: grow, train phase after phase, remember, choose exemplars, evaluate."""
-    keep_freed_memory()
     spec, parts, state, folder, tell = run.spec, run.parts, run.state, run.folder, run.tell
     names = {name: getattr(spec, name) for name in ("method", "norm", "backbone", "dataset", "preset", "seed")}
     with run.stops, recorded(spec, state, folder, tell):
@@ -201,9 +206,10 @@ def _train(run: _Run, task: Task, phase: Phase) -> None:
     schedule = phase.schedule_in(spec.schedule)
     if state.pool is None:
         state.pool = _pool(run, task, phase)
-    engine = Engine(net, parts.method, task, phase, schedule, state.past, spec.seed)
+    made = engine_class(spec.engine, parts.device)
+    engine = made(net, parts.method, task, phase, schedule, state.past, spec.seed, _precision(run))
     if state.optimizer is not None:
-        engine.optimizer.load_state_dict(state.optimizer)
+        engine.load_optimizer(state.optimizer)
     for epoch in range(state.epoch, schedule.epochs):
         plan = _plan(run, task, phase, epoch)
         engine.start_epoch(epoch, state.step, state.sums)
@@ -223,6 +229,10 @@ def _train(run: _Run, task: Task, phase: Phase) -> None:
             _save(run, engine)
     if state.best is not None:
         net.load_state_dict(state.best[1])
+
+
+def _precision(run: _Run) -> Precision:
+    return chosen_precision(run.spec.precision, run.parts.device)
 
 
 def _save(run: _Run, engine: Engine | None = None) -> None:

@@ -19,9 +19,11 @@ from typing import Any, Literal
 
 import yaml
 
+from cilnorm.capture import EngineName
 from cilnorm.data import Augmentation
 from cilnorm.hookspecs import Record
 from cilnorm.method import Method, Schedule
+from cilnorm.precision import Precision
 from cilnorm.protocol import PROTOCOLS, Protocol
 from cilnorm.registry import Registry, Shelf, UnknownName, nearest
 from cilnorm.values import SpecError, coerced, parsed
@@ -56,9 +58,9 @@ class Spec:
         memory: exemplars kept in all.
         rows: current and past rows of a mixed batch; the first task's batches have their sum.
         classifier: whose predictions fill the accuracy matrix: the method's own ``head``, or ``nme``, the nearest mean
-            of exemplars. With ``nme`` the head is scored too: the log has its row beside each of the matrix, the
-            summary its metrics, both under ``by_head``.
+            of exemplars. With ``nme`` the head is scored too, and log and summary have that under ``by_head``.
         train_per_class: use only so many training images of a class; None for all.
+        precision, engine: see ``cilnorm.precision`` and ``cilnorm.capture``; the engine decides the time alone.
         seed: of everything random but the order of classes, which ``class_order_seed`` draws.
     """
 
@@ -74,6 +76,8 @@ class Spec:
     rows: tuple[int, int] = (48, 16)
     classifier: Literal["head", "nme"] = "head"
     train_per_class: int | None = None
+    precision: Precision = "auto"
+    engine: EngineName = "auto"
     seed: int = 0
     class_order_seed: int = 0
     method_options: Options = field(default_factory=dict)
@@ -109,7 +113,7 @@ class Spec:
     @property
     def key(self) -> str:
         """Twelve hexadecimal digits that two specs share only if they ask for the same numbers."""
-        text = json.dumps({**to_mapping(self), "preset": ""}, sort_keys=True)
+        text = json.dumps({**to_mapping(self), "preset": "", "engine": ""}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

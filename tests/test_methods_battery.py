@@ -120,7 +120,7 @@ def watched(registry: Registry, method: str, norm: str, **asked: Any) -> list[Vi
 
     spec = resolve("battery", registry, Settings({"battery": PRESET}, {}), method=method, norm=norm, **asked)
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
-        patch.setattr(runner, "Engine", Recorder)
+        patch.setattr(runner, "engine_class", lambda *_: Recorder)
         runner.run(spec, Path(folder) / "run", device="cpu", registry=registry)
     return visits
 

@@ -17,13 +17,16 @@ from tests.conftest import ROOT
 
 # A module imports only from rows above its own, and within its row from those named in WITHIN.
 ROWS = (
-    ("hookspecs", "batch", "images", "streams", "files", "sealed", "values", "heap", "charts"),
+    ("hookspecs", "batch", "images", "streams", "files", "sealed", "values", "charts"),
     ("losses", "heads", "network", "registry"),
-    ("method", "local_similarity"),
+    ("method", "local_similarity", "precision"),
     ("data", "memory", "protocol", "norms"),
-    ("spec", "feed"),
+    ("feed",),
+    ("engine",),
+    ("capture",),
+    ("spec",),
     ("grid", "published"),
-    ("assemble", "metrics", "engine", "evaluation", "environment", "folder", "checkpoint", "figures"),
+    ("assemble", "metrics", "evaluation", "environment", "folder", "checkpoint", "figures"),
     ("tuning", "guard", "events"),
     ("runner",),
     ("jobs", "table", "probe"),
@@ -37,7 +40,6 @@ WITHIN = {
     "local_similarity": {"method"},
     "evaluation": {"assemble"},
     "folder": {"metrics", "environment"},
-    "checkpoint": {"engine"},
     "figures": {"metrics"},
     "guard": {"events"},
 }

@@ -9,6 +9,7 @@ thousand deviations.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 
 import torch
@@ -32,17 +33,20 @@ def moments(x: Tensor, current: int, lanes: int) -> tuple[Pair, Pair]:
     channels, area = x.shape[1], x.shape[2] * x.shape[3]
     lines = _lines(x)
     pilot = lines[::PILOT_EVERY].mean((0, 1)).view(-1, channels).mean(0)
-    sums, squares = [], []
-    for part, shifted in _blocks_of_rows(lines):
-        torch.sub(part, _repeated(pilot, lines), out=shifted)
-        sums.append(shifted.sum(1))
-        squares.append(shifted.square_().sum(1))
-    means = _of_parts(_of_channels(sums, channels) / area, current, lanes)
-    squared = _of_parts(_of_channels(squares, channels) / area, current, lanes)
-    variances = Pair(*(sq - m.square() for m, sq in zip(means, squared, strict=True)))
+    repeated = _repeated(pilot, lines)
+    found = x.new_empty(len(x), 2, lines.shape[2])
+    for part, shifted, of_rows in _blocks_of_rows(lines, found):
+        torch.sub(part, repeated, out=shifted)
+        torch.sum(shifted, 1, out=of_rows[:, 0])
+        torch.sum(shifted.square_(), 1, out=of_rows[:, 1])
+    mean, square = (
+        _by_part(found, current, lanes, channels).div_(_values_by_part(len(x), current, lanes, area, x.dtype)).unbind(1)
+    )
+    var = torch.addcmul(square, mean, mean, value=-1)
+    mean = mean + pilot
     if current == len(x):
-        return Pair(means.lanes + pilot, torch.zeros_like(pilot)), Pair(variances.lanes, torch.zeros_like(pilot))
-    return Pair(*(m + pilot for m in means)), variances
+        return Pair(mean[:-1], torch.zeros_like(pilot)), Pair(var[:-1], torch.zeros_like(pilot))
+    return Pair(mean[:-1], mean[-1]), Pair(var[:-1], var[-1])
 
 
 def affine(x: Tensor, current: int, mean: Pair, scale: Pair, shift: Pair) -> Tensor:
@@ -56,19 +60,19 @@ def affine(x: Tensor, current: int, mean: Pair, scale: Pair, shift: Pair) -> Ten
 
 def sums(g: Tensor, x: Tensor, current: int, mean: Pair) -> tuple[Pair, Pair]:
     """Σ g and Σ g · (x − mean) of every lane and of the past rows."""
-    channels, lanes = x.shape[1], len(mean.lanes)
-    lines, pilot = _lines(x), mean.lanes.mean(0)
-    of_g, of_products, start = [], [], 0
-    for part, product in _blocks_of_rows(lines):
-        upstream = _lines(g)[start : start + len(part)]
+    lines, upstream, pilot = _lines(x), _lines(g), mean.lanes[0]
+    repeated = _repeated(pilot, lines)
+    found = x.new_empty(len(x), 2, lines.shape[2])
+    start = 0
+    for part, product, of_rows in _blocks_of_rows(lines, found):
+        g_part = upstream[start : start + len(part)]
         start += len(part)
-        torch.sub(part, _repeated(pilot, lines), out=product)
-        of_products.append(product.mul_(upstream).sum(1))
-        of_g.append(upstream.sum(1))
-    counts = (current // lanes, len(x) - current)
-    of_rows = (_of_parts(_of_channels(each, channels), current, lanes) for each in (of_g, of_products))
-    total, dot = (Pair(*(mean * n for mean, n in zip(each, counts, strict=True))) for each in of_rows)
-    return total, Pair(*(d - (m - pilot) * t for d, m, t in zip(dot, mean, total, strict=True)))
+        torch.sub(part, repeated, out=product)
+        torch.sum(g_part, 1, out=of_rows[:, 0])
+        torch.sum(product.mul_(g_part), 1, out=of_rows[:, 1])
+    total, dot = _by_part(found, current, len(mean.lanes), x.shape[1]).unbind(1)
+    dot = torch.addcmul(dot, torch.cat([mean.lanes, mean.past[None]]) - pilot, total, value=-1)
+    return Pair(total[:-1], total[-1]), Pair(dot[:-1], dot[-1])
 
 
 def gradient(g: Tensor, x: Tensor, current: int, mean: Pair, of_g: Pair, of_x: Pair, shift: Pair) -> Tensor:
@@ -94,11 +98,11 @@ def _repeated(value: Tensor, lines: Tensor) -> Tensor:
     return value.unsqueeze(-2).expand(*value.shape[:-1], pixels, -1).flatten(-2).unsqueeze(-2)
 
 
-def _blocks_of_rows(lines: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Some rows after another, and memory for as many values, the same for all."""
+def _blocks_of_rows(lines: Tensor, found: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Some rows after another, memory for as many values, the same for all, and what is to be found of the rows."""
     rows = max(1, BLOCK // lines[0].numel())
     work = torch.empty_like(lines[:rows])
-    return ((part, work[: len(part)]) for part in lines.split(rows))
+    return ((part, work[: len(part)], out) for part, out in zip(lines.split(rows), found.split(rows), strict=True))
 
 
 def _blocks_of_lanes(
@@ -107,7 +111,8 @@ def _blocks_of_lanes(
     """Some rows of each tensor, and what of ``values`` goes with them: all lanes of current rows, then past rows."""
     every = [_lines(tensor) for tensor in tensors]
     lanes, most = len(values[0].lanes), max(1, BLOCK // every[0][0].numel())
-    repeated = _repeated(torch.stack([torch.cat([value.lanes, value.past[None]]) for value in values]), every[0])
+    stacked = torch.cat([part for value in values for part in (value.lanes, value.past[None])])
+    repeated = _repeated(stacked.view(len(values), lanes + 1, -1), every[0])
     own, past = repeated[:, :-1].unbind(), repeated[:, -1].unbind()
     parts = (lines[:current].unflatten(0, (-1, lanes)).split(max(1, most // lanes)) for lines in every)
     yield from ((part, own) for part in zip(*parts, strict=True))
@@ -115,13 +120,20 @@ def _blocks_of_lanes(
         yield from ((part, past) for part in zip(*(lines[current:].split(most) for lines in every), strict=True))
 
 
-def _of_channels(sums: list[Tensor], channels: int) -> Tensor:
-    """Sums (N, C) of rows from those (rows, pixels · C) of blocks."""
-    return torch.cat(sums).unflatten(1, (-1, channels)).sum(1)
+def _by_part(found: Tensor, current: int, lanes: int, channels: int) -> Tensor:
+    """Sums (L + 1, 2, C) over the rows of every lane, and over past rows, of two values a row, (N, 2, pixels · C)."""
+    sums = _belongs(len(found), current, lanes, found.dtype) @ found.flatten(1)
+    return sums.view(lanes + 1, 2, -1, channels).sum(2)
 
 
-def _of_parts(values: Tensor, current: int, lanes: int) -> Pair:
-    """Means over rows of (N, C): of every lane (L, C) and of the past rows (C,), zeros where there are none."""
-    past = values[current:]
-    own = values[:current].unflatten(0, (-1, lanes)).mean(0)
-    return Pair(own, past.mean(0) if len(past) else torch.zeros_like(values[0]))
+@functools.lru_cache(maxsize=64)
+def _values_by_part(rows: int, current: int, lanes: int, area: int, dtype: torch.dtype) -> Tensor:
+    """How many values of a channel there are in each lane and in past rows, (L + 1, 1, 1); at least one."""
+    return _belongs(rows, current, lanes, dtype).sum(1).clamp_(min=1).mul_(area)[:, None, None]
+
+
+@functools.lru_cache(maxsize=64)
+def _belongs(rows: int, current: int, lanes: int, dtype: torch.dtype) -> Tensor:
+    """1 where row (N) is one of a lane, or a past row, (L + 1, N); with it a sum over rows is one product."""
+    part = torch.where(torch.arange(rows) < current, torch.arange(rows) % lanes, lanes)
+    return (part == torch.arange(lanes + 1)[:, None]).to(dtype)

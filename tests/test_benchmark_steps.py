@@ -1,0 +1,36 @@
+"""The benchmarks of steps run, from the command line, since they start processes of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+from tests.conftest import ROOT
+
+
+def printed(*command: str) -> tuple[str, Any]:
+    """All that a benchmark printed, and what its last line says."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", *command], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
+    return done.stdout, json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def test_gpu_at_toy_size() -> None:
+    text, found = printed("benchmarks.gpu", "--dry")
+    assert "failed" not in text
+    assert set(found["steps"]) == {f"lucir {norm} eager {p}" for norm in ("bn", "tbbn") for p in ("fp32", "bf16")}
+    assert found["ratios"]["tbbn / bn: lucir tbbn eager fp32"] > 0
+    assert found["ten tasks, ft tbbn"]["step of task 10 / task 2"] > 0
+    assert found["throughput, steps/s"]["2"] > 0
+
+
+def test_cpu_step() -> None:
+    text, found = printed("benchmarks.cpu_step", "--rounds", "2", "--backbone", "resnet8")
+    assert "plain / ft+bn: " in text
+    assert found["plain / ft+bn"]["median"] > 0
+    assert found["ft+tbbn / ft+bn"]["low"] <= found["ft+tbbn / ft+bn"]["high"]
