@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 
 from cilnorm.registry import Registry, load
 from cilnorm.spec import Settings, Spec, resolve
 from tests import fake
+
+# HYPOTHESIS_PROFILE=nightly pytest ... looks harder; what sets a number of examples of its own keeps it.
+settings.register_profile("ci", max_examples=200, deadline=None)
+settings.register_profile("nightly", max_examples=10_000, deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = {
