@@ -50,6 +50,8 @@ def table(
     out: Annotated[Path | None, typer.Option(help="Folder; tables/NAME-PRESET by default.")] = None,
     cells: Annotated[Path | None, typer.Option(help="Folder of the runs; tables may share it.")] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try failed cells again.")] = False,
+    launcher: Annotated[str, typer.Option(help="workers on this machine, or slurm: a job a cell.")] = "workers",
+    cluster: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Setting of submitit.")] = None,
     device: Device = "auto",
     data_root: DataRoot = None,
     debug: Debug = False,
@@ -70,7 +72,10 @@ def table(
         for job in jobs:
             job.prepare(registry)
         try:
-            _do(jobs, workers, retry_failed, options(device, data_root))
+            if launcher == "workers":
+                _do(jobs, workers, retry_failed, options(device, data_root))
+            else:
+                _submit(jobs, launcher, retry_failed, options(device, data_root), settings_of(cluster or []))
         finally:
             _write(home, wanted, jobs, f"{chosen.name}, preset {preset}", chosen.about)
         failed = [job for job in jobs if job.state == "failed"]
@@ -95,6 +100,21 @@ def _do(jobs: Sequence[Job], workers: int, retry_failed: bool, flags: Sequence[s
     todo = [job for job in jobs if job.state not in tried]
     with Board(jobs, todo) as board:
         work(todo, workers, flags, board)
+
+
+def _submit(
+    jobs: Sequence[Job], launcher: str, retry_failed: bool, flags: Sequence[str], settings: dict[str, Any]
+) -> None:
+    from cilnorm.registry import nearest
+    from cilnorm.slurm import executor, submit
+    from cilnorm.values import SpecError
+
+    if launcher != "slurm":
+        raise SpecError(nearest("launcher", launcher, ("workers", "slurm")))
+    done = ("finished",) if retry_failed else ("finished", "failed")
+    todo = [job for job in jobs if job.state not in done]
+    new = submit(todo, flags, executor(jobs[0].folder.parent / "submitit", launcher, settings))
+    print(f"{len(new)} jobs submitted, {len(todo) - len(new)} in the queue; the same command shows how far they are")
 
 
 def _write(home: Path, cells: Sequence[Cell], jobs: Sequence[Job], title: str, about: str) -> None:

@@ -31,7 +31,7 @@ ROWS = (
     ("runner",),
     ("jobs", "table", "probe"),
     ("workers", "board", "results", "progress", "terminal", "loggers"),
-    ("report", "comparison"),
+    ("report", "comparison", "slurm"),
     ("cli_results",),
     ("cli",),
 )
