@@ -41,6 +41,8 @@ def defaults(preset: Mapping[str, Any], registry: Registry) -> dict[str, Any]:
     for section, made in SECTIONS.items():
         found |= {f"{section}.{field.name}": field.default for field in dataclasses.fields(made)}
     for shelf in registry.shelves:
+        if shelf.kind not in PARTS:  # loggers decide no number
+            continue
         build = shelf[preset[shelf.kind]].build
         found |= {f"{shelf.kind}_options.{p.name}": p.default for p in inspect.signature(build).parameters.values()}
     return found
