@@ -142,8 +142,7 @@ def read_settings(path: Path | None = None) -> Settings:
     methods = {name: mappings(own, f"methods.{name}") for name, own in content.get("methods", {}).items()}
     for name, values in content.get("presets", {}).items():
         presets[name] = {key: value for key, value in values.items() if key != "extends"}
-        if "extends" in values:
-            base = str(values["extends"])
+        if base := str(values.get("extends", "")):
             _known("earlier preset", [base], list(presets)[:-1])
             presets[name] = _merged(presets[base], presets[name])
             for own in methods.values():
