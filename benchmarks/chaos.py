@@ -11,13 +11,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
+import os
 import random
+import select
 import signal
+import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import cycle
 from pathlib import Path
@@ -35,7 +39,7 @@ CASES = (
     ("lucir", "tbbn"), ("eeil", "tbbn+cn"), ("podnet", "brn"), ("afc", "sn"), ("ssil", "tbbn"), ("ft", "gn"),
 )  # fmt: skip
 SMALL = {"tasks": 10, "memory": 40, "dataset.classes": 20, "dataset.train": 18, "dataset.test": 6}
-IMPORTED = ["benchmarks.chaos", "torch._dynamo", "matplotlib.backends.backend_agg", "matplotlib.figure"]
+REGISTRY = registries.load(extra=[fake])
 
 
 @dataclass
@@ -48,12 +52,28 @@ class Tally:
     differences: list[str] = field(default_factory=list)
 
 
-def work(spec: Path, folder: Path, every: float | None) -> None:
-    """The life of a process: start the run or go on with it, to the end."""
+def serve() -> None:
+    """Forks a process for each line of standard input; says its number, and its status once it has ended.
+
+    What is forked has imported everything already, so that the kills meet the run and not its imports.
+    """
+    import torch._dynamo
+
     torch.set_num_threads(1)
-    registry = registries.load(extra=[fake])
-    run(read_spec(spec, registry), folder, device="cpu", registry=registry, go_on=True,
-        checkpoint_every=every)  # fmt: skip
+    for line in sys.stdin:
+        spec, folder, every = json.loads(line)
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                run(read_spec(Path(spec), REGISTRY), folder, device="cpu", registry=REGISTRY, go_on=True,
+                    checkpoint_every=every)  # fmt: skip
+                status = 0
+            finally:
+                traceback.print_exc() if status else None
+                os._exit(status)
+        print(child, flush=True)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 
 
 def told(folder: Path, kind: str) -> Iterator[dict[str, Any]]:
@@ -84,45 +104,47 @@ def chaos(
     """Kills that many times, or for ``limit`` seconds, and tells what came of it."""
     chance, tally, ends = random.Random(seed), Tally(), time.monotonic() + limit
     expected: dict[tuple[str, str], tuple[Path, dict[str, Any], float]] = {}
-    for number, case in enumerate(cycle(cases)):
-        if tally.kills >= kills or time.monotonic() > ends:
-            break
-        if case not in expected:
-            expected[case] = _undisturbed(case, place)
-        spec, whole, seconds = expected[case]
-        folder = place / f"run {number}"
-        while _killed(spec, folder, chance.uniform(0, seconds) if tally.kills < kills else None, chance):
-            tally.kills += 1
-            tally.resumes += (folder / "spec.yaml").exists()
-        tally.finished += 1
-        found = results(folder)
-        tally.differences += [f"{folder}: {name}" for name, value in whole.items() if found[name] != value]
+    command = [sys.executable, "-m", "benchmarks.chaos", "--serve"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=0) as server:
+        for number, case in enumerate(cycle(cases)):
+            if tally.kills >= kills or time.monotonic() > ends:
+                break
+            if case not in expected:
+                expected[case] = _undisturbed(case, place)
+            spec, whole, seconds = expected[case]
+            folder = place / f"run {number}"
+            while _killed(server, spec, folder, chance, seconds if tally.kills < kills else None):
+                tally.kills += 1
+                tally.resumes += (folder / "spec.yaml").exists()
+            tally.finished += 1
+            found = results(folder)
+            tally.differences += [f"{folder}: {name}" for name, value in whole.items() if found[name] != value]
+        server.communicate()
     return tally
 
 
-def _killed(spec: Path, folder: Path, after: float | None, chance: random.Random) -> bool:
-    """Whether a process that goes on with a run had to be killed after so many seconds, because it was not through."""
-    processes = multiprocessing.get_context("forkserver")  # forks of a process that has imported everything: quick
-    processes.set_forkserver_preload(IMPORTED)
-    process = processes.Process(target=work, args=(spec, folder, chance.choice((None, 1e-9))))
-    process.start()
-    process.join(after)
-    process.kill()
-    process.join()
-    if process.exitcode not in (0, -signal.SIGKILL):
-        raise RuntimeError(f"{folder}: status {process.exitcode}")
-    return process.exitcode != 0
+def _killed(server: Any, spec: Path, folder: Path, chance: random.Random, seconds: float | None) -> bool:
+    """Whether a process that goes on with a run was killed within so many seconds, because it was not through."""
+    server.stdin.write(json.dumps([str(spec), str(folder), chance.choice((None, 1e-9))]) + "\n")
+    server.stdin.flush()
+    child = int(server.stdout.readline())
+    if seconds is not None and not select.select([server.stdout], [], [], chance.uniform(0, seconds))[0]:
+        with suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
+    status = int(server.stdout.readline())
+    if status not in (0, -signal.SIGKILL):
+        raise RuntimeError(f"{folder}: status {status}")
+    return status != 0
 
 
 def _undisturbed(case: tuple[str, str], place: Path) -> tuple[Path, dict[str, Any], float]:
     method, norm = case
     spec = place / f"{method} {norm}.yaml"
-    registry = registries.load(extra=[fake])
     asked: dict[str, Any] = {**SMALL, "method": method, "norm": norm}
-    spec.write_text(to_yaml(resolve("tiny", registry, Settings({"tiny": TINY}, {}), **asked)))
-    run(read_spec(spec, registry), place / f"{spec.stem} warm", device="cpu", registry=registry)
+    spec.write_text(to_yaml(resolve("tiny", REGISTRY, Settings({"tiny": TINY}, {}), **asked)))
+    run(read_spec(spec, REGISTRY), place / f"{spec.stem} warm", device="cpu", registry=REGISTRY)
     began = time.monotonic()
-    folder = run(read_spec(spec, registry), place / spec.stem, device="cpu", registry=registry).folder
+    folder = run(read_spec(spec, REGISTRY), place / spec.stem, device="cpu", registry=REGISTRY).folder
     return spec, results(folder), time.monotonic() - began
 
 
@@ -132,7 +154,11 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=None, help="of the instants, as far as the machine repeats")
     parser.add_argument("--limit", type=float, default=3600.0, help="seconds after which no further run is begun")
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     asked = parser.parse_args()
+    if asked.serve:
+        serve()
+        return
     torch.set_num_threads(1)
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as place:

@@ -123,7 +123,7 @@ class Checkpoints:
         """
         if not (self.last.exists() or self.previous.exists()):
             return State(), ""
-        content, warning = self._newest()
+        content, warning = self.newest()
         if content.get("format") != FORMAT:
             found = content.get("format")
             raise CheckpointError(f"{self.last}: written in format {found!r}; this version of cilnorm reads {FORMAT}")
@@ -137,7 +137,12 @@ class Checkpoints:
             reason = (str(error) or repr(error)).splitlines()[0]
             raise CheckpointError(f"{self.last}: does not fit the run: {reason}") from error
 
-    def _newest(self) -> tuple[dict[str, Any], str]:
+    def newest(self) -> tuple[dict[str, Any], str]:
+        """What the newest sound checkpoint holds, and a warning if that is not the newest of all; see ``read``.
+
+        Raises:
+            CheckpointError: there is none.
+        """
         try:
             return unsealed(self.last), ""
         except (Damaged, OSError) as error:
@@ -158,7 +163,8 @@ class Checkpoints:
 
 def _restored(content: dict[str, Any], net: Network, tasks: tuple[Task, ...]) -> State:
     task, phase, epoch, step = content["position"]
-    if not all(isinstance(number, int) and number >= 0 for number in (task, phase, epoch, step)) or task > len(tasks):
+    numbers = (task, phase, epoch, step, content["steps"], content["logged"])
+    if not all(isinstance(number, int) and number >= 0 for number in numbers) or task > len(tasks):
         raise ValueError(f"it stands at {content['position']}")
     state = State(task, phase, epoch, step, Memory(tuple(content["memory"])))
     for name in PLAIN:

@@ -23,6 +23,7 @@ import torch
 
 from cilnorm.environment import describe
 from cilnorm.files import PART, remove_parts, write_atomically
+from cilnorm.images import ImageSet
 from cilnorm.metrics import as_matrix, summarise
 from cilnorm.registry import Registry
 from cilnorm.spec import Spec, to_yaml
@@ -96,7 +97,7 @@ class RunFolder:
         (self.path / "figures").mkdir(exist_ok=True)
         if (self.path / LOG).exists():
             with open(self.path / LOG, "r+b") as file:
-                file.truncate(file.read(logged).rfind(b"\n") + 1)
+                file.truncate(file.read()[:logged].rfind(b"\n") + 1)
         if rows:
             self.write_accuracy(rows)
         else:
@@ -113,9 +114,21 @@ class RunFolder:
             os.fsync(file.fileno())
             return file.tell()
 
-    def write_environment(self, registry: Registry, device: torch.device, digest: str) -> None:
-        """Records what could make the same spec give other numbers elsewhere."""
-        environment = {**describe(registry, device), "dataset_sha256": digest}
+    def write_environment(
+        self, registry: Registry, device: torch.device, images: ImageSet, order: Sequence[int]
+    ) -> None:
+        """Records what could make the same spec give other numbers elsewhere, and what the numbers are about.
+
+        Args:
+            order: the source's labels in the order of learning.
+        """
+        about = {
+            "classes": [images.class_names[label] for label in order],
+            "mean": images.mean,
+            "std": images.std,
+            "size": list(images.train_images.shape[1:]),
+        }
+        environment = {**describe(registry, device), "dataset_sha256": images.digest, "images": about}
         write_atomically(self.path / "environment.json", json.dumps(environment, indent=2) + "\n")
 
     def write_tuning(self, trials: Sequence[Any]) -> None:

@@ -49,10 +49,13 @@ class Norm(Record):
         composition_aware: whether the layer's modules are ``CompositionAware``.
         tune: options of ``build`` that are to be chosen on validation data, with the values to try in order of size.
             A value that ``build`` refuses for a layer's width (ValueError) is no candidate for that network.
+        check: compares the layer with a slow reference, in a second or so, and raises if they differ; for
+            ``cilnorm doctor``.
     """
 
     composition_aware: bool = False
     tune: Mapping[str, tuple[Any, ...]] = field(default_factory=dict, hash=False)
+    check: Callable[[], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,12 @@ class Dataset(Record):
     """A source of images: ``build(root, **options)`` returns a ``cilnorm.images.ImageSet``.
 
     ``root`` is the folder (pathlib.Path) to look in, or None for the user's cache folder.
+
+    Attributes:
+        found: called with ``root``, whether the images are there, so that ``build`` neither fetches nor makes them.
     """
+
+    found: Callable[[Any], bool] | None = None
 
 
 @dataclass(frozen=True)

@@ -167,7 +167,7 @@ def _learn(run: _Run, registry: Registry) -> Result:
     spec, parts, state, folder, tell = run.spec, run.parts, run.state, run.folder, run.tell
     names = {name: getattr(spec, name) for name in ("method", "norm", "backbone", "dataset", "preset", "seed")}
     with run.stops, recorded(spec, state, folder, tell):
-        folder.write_environment(registry, parts.device, parts.images.digest)
+        folder.write_environment(registry, parts.device, parts.images, parts.order)
         folder.write_summary("running", state.matrix, state.by_head)
         tell(
             "run",

@@ -26,7 +26,7 @@ from cilnorm.method import Method, Schedule
 from cilnorm.precision import Precision
 from cilnorm.protocol import PROTOCOLS, Protocol
 from cilnorm.registry import Registry, Shelf, UnknownName, nearest
-from cilnorm.values import SpecError, coerced, parsed
+from cilnorm.values import SpecError, coerced, mappings, parsed
 
 __all__ = [
     "Settings",
@@ -137,12 +137,12 @@ def read_settings(path: Path | None = None) -> Settings:
     source = path or (packaged if packaged.is_file() else beside)
     content = _names(source.read_text(encoding="utf-8"), str(path or "registry.yaml"))
     _known("section of registry.yaml", content, ("presets", "methods", "grids"))
+    content = {section: mappings(value, f"{path or 'registry.yaml'}: {section}") for section, value in content.items()}
     presets: dict[str, Options] = {}
-    methods: dict[str, dict[str, Options]] = {name: dict(own) for name, own in content.get("methods", {}).items()}
+    methods = {name: mappings(own, f"methods.{name}") for name, own in content.get("methods", {}).items()}
     for name, values in content.get("presets", {}).items():
         presets[name] = {key: value for key, value in values.items() if key != "extends"}
-        if "extends" in values:
-            base = values["extends"]
+        if base := str(values.get("extends", "")):
             _known("earlier preset", [base], list(presets)[:-1])
             presets[name] = _merged(presets[base], presets[name])
             for own in methods.values():

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 import types
 import typing
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import yaml
 
-__all__ = ["SpecError", "coerced", "parsed", "seconds"]
+__all__ = ["SpecError", "coerced", "mappings", "parsed", "seconds"]
 
 
 class SpecError(ValueError):
@@ -20,12 +21,34 @@ class _Loader(yaml.SafeLoader):
     """YAML without the numbers to base 60 of version 1.1, which take ``48:16`` for 2896."""
 
 
+TEXT_LIMIT, NODES_LIMIT, BRACKETS_LIMIT = 1 << 17, 100_000, 200  # what people write has a hundredth of either
 INTEGER = "tag:yaml.org,2002:int"
 _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag != INTEGER]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver(INTEGER, re.compile(r"[-+]?(0|[1-9][0-9_]*)$"), list("-+0123456789"))
+
+
+def _look_over(text: str) -> None:
+    """Refuses what would take PyYAML longer than anybody waits: its time grows with the square of open brackets."""
+    if len(text) > TEXT_LIMIT:
+        raise ValueError(f"longer than {TEXT_LIMIT >> 10} KiB")
+    depth = 0
+    for bracket in re.findall(r"[\[\]{}]", text):
+        depth = max(0, depth + (1 if bracket in "[{" else -1))
+        if depth > BRACKETS_LIMIT:
+            raise ValueError(f"more than {BRACKETS_LIMIT} brackets open")
+
+
+def _size(node: Any, known: dict[int, float]) -> float:
+    """Nodes of a YAML document with every alias written out; infinite where one names itself."""
+    if id(node) not in known:
+        known[id(node)] = float("inf")  # until it is known; whoever asks meanwhile is inside of it
+        inner = node.value if isinstance(node.value, list) else []
+        flat = [child for entry in inner for child in (entry if isinstance(entry, tuple) else (entry,))]
+        known[id(node)] = 1 + sum(_size(child, known) for child in flat)
+    return known[id(node)]
 
 
 def parsed(text: str, where: str) -> Any:
@@ -35,9 +58,31 @@ def parsed(text: str, where: str) -> Any:
         SpecError: it can't be read; the message begins with ``where``.
     """
     try:
-        return yaml.load(text, _Loader)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise SpecError(f"{where}: no YAML that can be read: {str(error).splitlines()[0]}") from error
+        _look_over(text)
+        loader = _Loader(text)
+        try:
+            node = loader.get_single_node()
+            if node is None:
+                return None
+            if _size(node, {}) > NODES_LIMIT:
+                raise ValueError("its aliases make too much of it, or name themselves")
+            return loader.construct_document(node)
+        finally:
+            loader.dispose()
+    except Exception as error:  # PyYAML meets values that it can't make (``!!int ''``) with many kinds of error
+        raise SpecError(f"{where}: no YAML that can be read: {(str(error).splitlines() or ['?'])[0]}") from error
+
+
+def mappings(value: Any, where: str) -> dict[str, Mapping[str, Any]]:
+    """Names with mappings of names, copied.
+
+    Raises:
+        SpecError: it is something else; the message begins with ``where``.
+    """
+    for outer in (value, *(value.values() if isinstance(value, dict) else ())):
+        if not isinstance(outer, dict) or not all(isinstance(key, str) for key in outer):
+            raise SpecError(f"{where}: expected names with values, found {type(outer).__name__}")
+    return {name: dict(inner) for name, inner in value.items()}
 
 
 def coerced(value: Any, hint: Any, key: str) -> Any:

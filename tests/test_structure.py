@@ -30,9 +30,9 @@ ROWS = (
     ("tuning", "guard", "events"),
     ("runner",),
     ("jobs", "table", "probe"),
-    ("workers", "board", "results", "progress", "terminal", "loggers"),
+    ("workers", "board", "results", "progress", "terminal", "loggers", "export", "doctor"),
     ("report", "comparison", "slurm"),
-    ("cli_results",),
+    ("cli_results", "cli_care"),
     ("cli",),
 )
 WITHIN = {

@@ -196,4 +196,4 @@ def _line(error: BaseException) -> str:
 
 @hookimpl
 def cilnorm_datasets() -> list[Dataset]:
-    return [Dataset("cifar100", build)]
+    return [Dataset("cifar100", build, found=lambda root: bool(_found(_folder(root))))]

@@ -62,7 +62,7 @@ def build(
             f" asked for {train_per_class} and {test_per_class} images with seed {seed}"
         )
     counts = (train_per_class, test_per_class)
-    path = (root or cache_folder()) / "numerals" / f"recipe{RECIPE}-seed{seed}-{train_per_class}-{test_per_class}.raw"
+    path = _place(root, seed, *counts)
     labels = [np.repeat(np.arange(CLASSES, dtype=np.int64), count) for count in counts]
     pixels, sha, notices = _load(path, labels)
     if pixels is None:
@@ -83,6 +83,11 @@ def build(
         digest=sha,
         notice="; ".join(notices),
     )
+
+
+def _place(root: Path | None, seed: int, train_per_class: int, test_per_class: int) -> Path:
+    name = f"recipe{RECIPE}-seed{seed}-{train_per_class}-{test_per_class}.raw"
+    return (root or cache_folder()) / "numerals" / name
 
 
 def _digest(pixels: np.ndarray, labels: list[np.ndarray]) -> str:
@@ -194,4 +199,4 @@ def _glyphs(text: str) -> list[Image.Image]:
 
 @hookimpl
 def cilnorm_datasets() -> list[Dataset]:
-    return [Dataset("numerals", build)]
+    return [Dataset("numerals", build, found=lambda root: _place(root, 0, 500, 100).is_file())]

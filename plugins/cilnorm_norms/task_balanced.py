@@ -26,6 +26,7 @@ from torch import Tensor
 
 from cilnorm.batch import Composition, CompositionAware
 from cilnorm.hookspecs import Norm, hookimpl
+from cilnorm_norms import _task_balanced_check
 from cilnorm_norms._base import BatchNormBase, check_images
 from cilnorm_norms._task_balanced_function import Plan, TaskBalancedFunction
 
@@ -142,6 +143,20 @@ class TaskBalancedBatchNorm2d(BatchNormBase, CompositionAware):
         return f"{super().extra_repr()}, splits={self.splits}, affine_gradient={self.affine_gradient}"
 
 
+def check() -> None:
+    """Compares the layer with batch normalisation of one split after the other, after 1 to 9 learned tasks.
+
+    Raises:
+        AssertionError: they differ.
+    """
+    for task in range(1, 10):
+        composition = Composition(48, 16, task)
+        layer = TaskBalancedBatchNorm2d(5, dtype=torch.double)
+        layer.compose(composition)
+        _task_balanced_check.check(layer, feasible_splits(composition, "released"), composition)
+
+
 @hookimpl
 def cilnorm_norms() -> Sequence[Norm]:
-    return [Norm("tbbn", TaskBalancedBatchNorm2d, paper="https://arxiv.org/abs/2201.12559", composition_aware=True)]
+    paper = "https://arxiv.org/abs/2201.12559"
+    return [Norm("tbbn", TaskBalancedBatchNorm2d, paper, composition_aware=True, check=check)]
