@@ -98,9 +98,8 @@ def test_gradient_noise_depends_on_the_step_alone(registry: Registry) -> None:
         for _ in range(3 - steps):
             for parameter in engine.parameters:
                 parameter.grad = torch.zeros_like(parameter)
-            engine._noise_std = 1.0
+            engine.draw_noise()
             engine._add_noise()
-            engine._steps += 1
         noises.append(engine.parameters[0].grad)
     assert noises[0] is not None
     assert noises[1] is not None

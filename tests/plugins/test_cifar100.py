@@ -13,7 +13,7 @@ from urllib.error import URLError
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cilnorm.images import DatasetError
@@ -273,7 +273,6 @@ def test_a_pickle_leaves_no_trace_on_what_it_was_given():
     cut=st.none() | st.integers(0, 1000),
     edits=st.lists(st.tuples(st.integers(0, 1400) | st.integers(-1500, -1), st.integers(0, 255)), max_size=8),
 )
-@settings(max_examples=200, deadline=None)
 def test_mutations_give_a_set_or_one_kind_of_error(tmp_path_factory, cut, edits):
     raw = bytearray(python2(RECORDS["test"]))
     for position, byte in edits:
@@ -282,7 +281,6 @@ def test_mutations_give_a_set_or_one_kind_of_error(tmp_path_factory, cut, edits)
 
 
 @given(st.binary(max_size=200))
-@settings(max_examples=200, deadline=None)
 def test_random_bytes_give_one_kind_of_error(tmp_path_factory, raw):
     assert not read_or_refuse(tmp_path_factory, raw)
 
