@@ -13,6 +13,7 @@ from torch import Tensor
 from cilnorm_norms._passes_torch import Pair
 
 aten = torch.ops.aten
+BLOCK = 256 * 1024  # values; a megabyte each of input, gradient and what is written
 
 
 def suits(x: Tensor) -> bool:
@@ -36,16 +37,22 @@ def moments(x: Tensor, current: int, lanes: int) -> tuple[Pair, Pair]:
 def affine(x: Tensor, current: int, mean: Pair, scale: Pair, shift: Pair) -> Tensor:
     """scale · (x − mean) + shift."""
     y = torch.empty_like(x)
-    unused = x.new_empty(0)
     lanes = len(mean.lanes)
     for part, out, m, a, b in zip(_cut(x, current, lanes), _cut(y, current, lanes), mean, scale, shift, strict=True):
-        if part.shape[0]:
-            m, a, b = m.reshape(-1), a.reshape(-1), b.reshape(-1)
-            ones = torch.ones_like(m)
-            aten.native_batch_norm.out(
-                part, a, b, m, ones, False, 0.0, 0.0, out=out, save_mean=unused, save_invstd=unused
-            )
+        _affine(part, out, m, a, b)
     return y
+
+
+def _affine(x: Tensor, out: Tensor, mean: Tensor, scale: Tensor, shift: Tensor) -> None:
+    """The map of x (N, C, H, W) into ``out``, with a value a channel."""
+    if x.shape[0]:
+        mean, unused = mean.reshape(-1), x.new_empty(0)
+        aten.native_batch_norm.out(
+            *(x, scale.reshape(-1), shift.reshape(-1), mean, torch.ones_like(mean), False, 0.0, 0.0),
+            out=out,
+            save_mean=unused,
+            save_invstd=unused,
+        )
 
 
 def sums(g: Tensor, x: Tensor, current: int, mean: Pair) -> tuple[Pair, Pair]:
@@ -68,10 +75,16 @@ def sums(g: Tensor, x: Tensor, current: int, mean: Pair) -> tuple[Pair, Pair]:
 
 def gradient(g: Tensor, x: Tensor, current: int, mean: Pair, of_g: Pair, of_x: Pair, shift: Pair) -> Tensor:
     """of_g · g + of_x · (x − mean) + shift."""
-    dx = affine(x, current, mean, of_x, shift)
+    dx = torch.empty_like(x)
     lanes = len(mean.lanes)
-    for out, part_g, factor in zip(_cut(dx, current, lanes), _cut(g, current, lanes), of_g, strict=True):
-        out.addcmul_(part_g, factor.reshape(1, -1, 1, 1))
+    tensors = (_cut(tensor, current, lanes) for tensor in (x, g, dx))
+    for part_x, part_g, part_dx, m, factor, a, b in zip(*tensors, mean, of_g, of_x, shift, strict=True):
+        factor = factor.reshape(1, -1, 1, 1)
+        rows = max(1, BLOCK * len(part_x) // max(part_x.numel(), 1))
+        # Some rows at a time, so that what the first operation wrote is still in the cache when the second one asks.
+        for some, upstream, out in zip(part_x.split(rows), part_g.split(rows), part_dx.split(rows), strict=True):
+            _affine(some, out, m, a, b)
+            out.addcmul_(upstream, factor)
     return dx
 
 
