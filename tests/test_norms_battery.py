@@ -69,6 +69,22 @@ def test_keeps_shape_and_dtype_and_is_finite(name: str, dtype: torch.dtype, size
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_learns_where_what_comes_before_stands_still(name: str) -> None:
+    """As in the first layer, or behind frozen ones; in both layouts."""
+    gradients = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        layer = make(name)
+        x = rows(8, 3, 5).contiguous(memory_format=layout)
+        y = layer(x)
+        assert y.is_contiguous(memory_format=layout)
+        y.square().mul(rows(8, 3, 5, seed=1)).sum().backward()
+        assert not x.requires_grad
+        gradients.append([parameter.grad for parameter in layer.parameters()])
+        assert all(g.abs().max() > 0 for g in gradients[-1])
+    assert_same(*gradients)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_takes_images_only(name: str) -> None:
     with pytest.raises(ValueError, match=r"\(N, C, H, W\), got one of 3 dimensions"):
         make(name)(rows(8, 4))

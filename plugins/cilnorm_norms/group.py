@@ -31,7 +31,10 @@ def group_norm(x: Tensor, groups: int, eps: float, weight: Tensor | None = None,
     dtype = statistics_dtype(x)
     weight, bias = (None if value is None else value.to(dtype) for value in (weight, bias))
     with torch.autocast(x.device.type, enabled=False):
-        return torch.group_norm(x.to(dtype), groups, weight, bias, eps)
+        x = x.to(dtype)
+        if weight is not None and not (x.requires_grad or torch.compiler.is_compiling()):
+            x = x.detach().requires_grad_(weight.requires_grad)  # or torch 2.6 crashes going backward in channels_last
+        return torch.group_norm(x, groups, weight, bias, eps)
 
 
 def check_groups(groups: int, channels: int) -> int:
