@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, library, nn
 
 from cilnorm.hookspecs import Norm, hookimpl
 from cilnorm_norms import _passes
@@ -141,7 +141,7 @@ def _move(average: Tensor, value: Tensor, momentum: float) -> None:
     move(average, value.to(average.dtype), momentum)
 
 
-@torch.library.custom_op(
+@library.custom_op(
     "cilnorm::move", mutates_args={"average"}, schema="(Tensor(a!) average, Tensor value, float momentum) -> ()"
 )
 def _move_as_op(average: Tensor, value: Tensor, momentum: float) -> None:
