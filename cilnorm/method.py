@@ -33,6 +33,8 @@ class Schedule:
         gamma: see milestones.
         clip: bound on the norm of the gradient; 0 for none.
         clamp: bound on the size of each entry of the gradient; 0 for none.
+        first_task: times as many epochs in the first task, which starts from nothing; milestones move along. In
+            PyCIL's terms, ``init_epoch`` over ``epochs``.
     """
 
     epochs: int = 1
@@ -44,15 +46,26 @@ class Schedule:
     gamma: float = 0.1
     clip: float = 0.0
     clamp: float = 0.0
+    first_task: float = 1.0
 
     def __post_init__(self) -> None:
         if self.epochs < 1:
             raise ValueError(f"epochs must be at least 1, not {self.epochs}")
         if self.lr <= 0:
             raise ValueError(f"lr must be above 0, not {self.lr}")
+        if not 0 < self.first_task < math.inf:
+            raise ValueError(f"first_task must be above 0, not {self.first_task}")
         for name in ("momentum", "weight_decay", "gamma", "clip"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} can't be negative: {getattr(self, name)}")
+
+    def in_task(self, index: int) -> Schedule:
+        """The schedule of a task, counted from 0."""
+        if index:
+            return self
+        epochs = max(1, round(self.first_task * self.epochs))
+        milestones = tuple(round(self.first_task * milestone) for milestone in self.milestones)
+        return replace(self, epochs=epochs, milestones=milestones)
 
     def rate(self, epoch: int) -> float:
         """Learning rate of an epoch, counted from 0."""

@@ -203,7 +203,7 @@ def _learn(run: _Run, registry: Registry) -> Result:
 def _train(run: _Run, task: Task, phase: Phase) -> None:
     """The epochs of a phase that are still to be done, a checkpoint after each."""
     spec, parts, state, net = run.spec, run.parts, run.state, run.parts.net
-    schedule = phase.schedule_in(spec.schedule)
+    schedule = phase.schedule_in(spec.schedule.in_task(task.index))
     if state.pool is None:
         state.pool = _pool(run, task, phase)
     made = engine_class(spec.engine, parts.device)

@@ -31,6 +31,17 @@ def test_cosine_annealing_is_that_of_the_released_code() -> None:
     assert schedule.rate(0) == schedule.rate(1) == 0.1 > schedule.rate(2)
 
 
+def test_the_first_task_may_take_longer() -> None:
+    run = Schedule(8, milestones=(6,), momentum=0.9, first_task=2.5)
+    first = run.in_task(0)
+    assert (first.epochs, first.milestones, first.momentum) == (20, (15,), 0.9)
+    assert run.in_task(1) == run.in_task(9) == run
+    assert Schedule(1, first_task=0.1).in_task(0).epochs == 1
+    for times in (0, -1, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match="first_task"):
+            Schedule(first_task=times)
+
+
 def test_a_tail_shrinks_with_the_run() -> None:
     tail = Tail(0.25, 0.01, (0.5,))
     run = Schedule(160, 0.1, momentum=0.9, milestones=(80, 120), gamma=0.2, clip=3.0)

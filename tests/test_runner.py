@@ -446,6 +446,11 @@ def test_cycle_and_drop_last(tiny: Tiny, registry: Registry, tmp_path: Path) -> 
         assert [event["steps"] for event in told] == steps
 
 
+def test_the_first_task_takes_its_own_epochs(tiny: Tiny, registry: Registry, tmp_path: Path) -> None:
+    told = heard(tiny(epochs=2, first_task=1.5), registry, tmp_path / "run", "epoch")
+    assert [(event["task"], event["of"]) for event in told] == [(1, 3)] * 3 + [(2, 2)] * 2 + [(3, 2)] * 2
+
+
 @pytest.mark.parametrize(("field", "value"), [("herding", "icarl"), ("herd_again", True)])
 def test_herding_fields_change_the_memory(
     field: str, value: object, tiny: Tiny, registry: Registry, tmp_path: Path
