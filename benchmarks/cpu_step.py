@@ -6,8 +6,9 @@
 A step is one of FT in the tenth task of ten classes on CIFAR-100, all of it: 48 current and 16 past rows are drawn,
 cropped, resized, mirrored and normalised; then forward, loss, backward, clip and SGD, on one thread. The plain loop has
 two data loaders with torchvision's transforms, the same network with torch's ``BatchNorm2d`` in torch's default layout,
-and reads the loss every step. Each contestant is a process of its own; a round is a step of each, one after another in
-turns, in seconds of processor time, and a ratio is the median over rounds of the quotient within a round.
+and reads the loss every step. ``compiled`` is ``engine: compile``. Each contestant is a process of its own; a round is
+a step of each, one after another in turns, in seconds of processor time, and a ratio is the median over rounds of the
+quotient within a round.
 """
 
 from __future__ import annotations
@@ -20,10 +21,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 CURRENT, PAST, TASKS = 48, 16, 10
+WARM_UP = 3  # the first compiles; what it compiled may want another look at the second
 Step = Callable[[], None]
+EngineName = Literal["eager", "compile"]
 
 
 def stream(root: Path | None, norm: str, backbone: str) -> Any:
@@ -45,10 +48,12 @@ def stream(root: Path | None, norm: str, backbone: str) -> Any:
     return spec, parts, memory
 
 
-def ours(root: Path | None, norm: str, backbone: str) -> Step:
+def ours(root: Path | None, norm: str, backbone: str, engine: EngineName) -> Step:
     """A step as the runner takes it, the epoch's plan shared among its steps."""
+    import torch
+
     from cilnorm.batch import Composition
-    from cilnorm.engine import Engine
+    from cilnorm.capture import engine_class
     from cilnorm.feed import feed
     from cilnorm.method import Phase
     from cilnorm.protocol import Part, plan_epoch
@@ -56,22 +61,22 @@ def ours(root: Path | None, norm: str, backbone: str) -> Step:
 
     spec, parts, memory = stream(root, norm, backbone)
     task = parts.stream.tasks[-1]
-    engine = Engine(parts.net, parts.method, task, Phase(), spec.schedule, None)
+    made = engine_class(engine, torch.device("cpu"))(parts.net, parts.method, task, Phase(), spec.schedule, None)
     sources = [Part(parts.stream.train(task), CURRENT, "current"), Part(memory, PAST, "past")]
 
     def endless() -> Iterator[None]:
         for epoch in range(10**6):
-            engine.start_epoch(epoch % spec.schedule.epochs)
+            made.start_epoch(epoch % spec.schedule.epochs)
             plan = plan_epoch(sources, Composition(CURRENT, PAST, task.index), spec.protocol, 0, (9, 0), epoch)
-            yield from engine.epoch(feed(plan, parts.train, parts.stream.targets, generator(0, "views", epoch)))
-            engine.finish_epoch()
+            yield from made.epoch(feed(plan, parts.train, parts.stream.targets, generator(0, "views", epoch)))
+            made.finish_epoch()
 
     steps = endless()
     return lambda: next(steps)
 
 
-def plain(root: Path | None, norm: str, backbone: str) -> Step:
-    """A step of the loop that one would write without this package."""
+def plain(root: Path | None, norm: str, backbone: str, engine: EngineName) -> Step:
+    """A step of the loop that one would write without this package; ``engine`` is ours alone."""
     import torch
     from PIL import Image
     from torch.utils.data import DataLoader, Dataset
@@ -131,7 +136,19 @@ def plain(root: Path | None, norm: str, backbone: str) -> Step:
     return step
 
 
-CONTESTANTS = {"plain": (plain, "bn"), "ft+bn": (ours, "bn"), "ft+tbbn": (ours, "tbbn")}
+CONTESTANTS: dict[str, tuple[Any, str, EngineName]] = {
+    "plain": (plain, "bn", "eager"),
+    "ft+bn": (ours, "bn", "eager"),
+    "ft+tbbn": (ours, "tbbn", "eager"),
+    "ft+bn compiled": (ours, "bn", "compile"),
+    "ft+tbbn compiled": (ours, "tbbn", "compile"),
+}
+RATIOS = (
+    ("plain", "ft+bn"),
+    ("ft+tbbn", "ft+bn"),
+    ("plain", "ft+bn compiled"),
+    ("ft+tbbn compiled", "ft+bn compiled"),
+)
 
 
 def contestant(name: str, root: Path | None, backbone: str, pipe: Connection) -> None:
@@ -140,9 +157,10 @@ def contestant(name: str, root: Path | None, backbone: str, pipe: Connection) ->
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    make, norm = CONTESTANTS[name]
-    step = make(root, norm, backbone)
-    step()
+    make, norm, engine = CONTESTANTS[name]
+    step = make(root, norm, backbone, engine)
+    for _ in range(WARM_UP):
+        step()
     pipe.send(0.0)
     while pipe.recv():
         start = time.process_time()
@@ -179,17 +197,14 @@ def quotients(over: list[float], under: list[float]) -> dict[str, float]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Prints the two ratios, then JSON."""
+    """Prints the ratios, then JSON."""
     parser = argparse.ArgumentParser(description="A CPU step in units of a plain PyTorch loop's.")
     parser.add_argument("--data-root", type=Path, help="folder of CIFAR-100; random images if left out")
     parser.add_argument("--rounds", type=int, default=31)
     parser.add_argument("--backbone", default="resnet32")
     given = parser.parse_args(argv)
     seconds = race(given.data_root, given.backbone, given.rounds)
-    found = {
-        "plain / ft+bn": quotients(seconds["plain"], seconds["ft+bn"]),
-        "ft+tbbn / ft+bn": quotients(seconds["ft+tbbn"], seconds["ft+bn"]),
-    }
+    found = {f"{over} / {under}": quotients(seconds[over], seconds[under]) for over, under in RATIOS}
     for name, each in seconds.items():
         print(f"{name}: {1000 * statistics.median(each):.0f} ms a step")
     for name, each in found.items():

@@ -33,4 +33,5 @@ def test_cpu_step() -> None:
     text, found = printed("benchmarks.cpu_step", "--rounds", "2", "--backbone", "resnet8")
     assert "plain / ft+bn: " in text
     assert found["plain / ft+bn"]["median"] > 0
+    assert found["plain / ft+bn compiled"]["median"] > 0
     assert found["ft+tbbn / ft+bn"]["low"] <= found["ft+tbbn / ft+bn"]["high"]

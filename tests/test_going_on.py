@@ -8,14 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
 from benchmarks.chaos import chaos, results
 from cilnorm import runner
+from cilnorm.capture import CompiledEngine
 from cilnorm.folder import FolderError, RunFolder
 from cilnorm.registry import Registry, load
 from cilnorm.runner import resume, run
 from cilnorm.spec import Spec, resolve
 from tests import fake
+from tests.test_engine import Remembered
 from tests.test_runner import CPU, Event
 
 SHELVES = load(extra=[fake])
@@ -74,6 +78,23 @@ def test_every_norm(norm: str, tiny: Tiny, registry: Registry, tmp_path: Path) -
     spec = tiny(method="ft", norm=norm, tasks=2, epochs=1, **tuned)
     run(spec, tmp_path / "whole", registry=registry, **CPU)
     killed_often(spec, tmp_path / "run", registry, 3)
+    assert results(tmp_path / "run") == results(tmp_path / "whole")
+
+
+@pytest.mark.filterwarnings("error:.*going on eagerly")
+@pytest.mark.parametrize("engine", ["graph", "compile"])
+def test_every_engine(
+    engine: str, tiny: Tiny, registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped within epochs; the graph is a capture without a GPU, the compiler one that writes no code."""
+    plain = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda module: plain(module, backend="aot_eager"))
+    made = {"graph": Remembered, "compile": CompiledEngine}[engine]
+    monkeypatch.setattr(runner, "engine_class", lambda *_: made)
+    spec = tiny(method="two-phases", norm="tbbn", tasks=2)
+    run(spec, tmp_path / "whole", registry=registry, **CPU)
+    killed_often(spec, tmp_path / "run", registry, 3)
+    torch.compiler.reset()
     assert results(tmp_path / "run") == results(tmp_path / "whole")
 
 
