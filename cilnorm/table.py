@@ -157,6 +157,7 @@ def to_latex(entries: Sequence[Entry], caption: str, label: str) -> str:
         r"% \usepackage{booktabs, graphicx, amssymb}",
         r"\begin{table*}[t]",
         r"  \centering",
+        r"  \setlength{\belowcaptionskip}{0.5em}",  # article leaves no room below a caption that stands on top
         rf"  \caption{{{_tex(caption)}}}",
         rf"  \label{{tab:{label}}}",
         r"  \resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
@@ -165,7 +166,7 @@ def to_latex(entries: Sequence[Entry], caption: str, label: str) -> str:
         "    Method & Norm & " + " & ".join(heads) + r" \\",
     ]
     if compared:
-        lines += ["    " + " ".join(rules), "    & " + " & ".join([r"& ours & paper & $\Delta$"] * 4) + r" \\"]
+        lines += ["    " + " ".join(rules), "    & & " + " & ".join([r"ours & paper & $\Delta$"] * len(METRICS)) + r" \\"]
     method = None
     for entry in entries:
         if entry.method != method:
