@@ -51,6 +51,7 @@ def test_the_papers_instance_and_group_norms_have_no_affine_parameters(registry:
         ("cifar100", {"classifier": "nme"}),
         ("cifar100", {"train_per_class": 100}),
         ("cifar100", {"stop_after": 3}),
+        ("cifar100", {"first_task": 2}),
     ],
 )
 def test_published_values_are_for_the_papers_data_and_protocol_alone(
