@@ -166,7 +166,10 @@ def to_latex(entries: Sequence[Entry], caption: str, label: str) -> str:
         "    Method & Norm & " + " & ".join(heads) + r" \\",
     ]
     if compared:
-        lines += ["    " + " ".join(rules), "    & & " + " & ".join([r"ours & paper & $\Delta$"] * len(METRICS)) + r" \\"]
+        lines += [
+            "    " + " ".join(rules),
+            "    & & " + " & ".join([r"ours & paper & $\Delta$"] * len(METRICS)) + r" \\",
+        ]
     method = None
     for entry in entries:
         if entry.method != method:
