@@ -64,7 +64,7 @@ class Schedule:
         if index:
             return self
         epochs = max(1, round(self.first_task * self.epochs))
-        milestones = tuple(round(self.first_task * milestone) for milestone in self.milestones)
+        milestones = tuple(max(1, round(self.first_task * milestone)) for milestone in self.milestones)
         return replace(self, epochs=epochs, milestones=milestones)
 
     def rate(self, epoch: int) -> float:
