@@ -20,16 +20,6 @@ from cilnorm.hookspecs import Backbone, hookimpl
 NormLayer = Callable[[int], nn.Module]
 
 
-def _relu(x: Tensor) -> Tensor:
-    """ReLU over ``x`` itself, which spares writing a second tensor."""
-    return F.relu(x, inplace=not _is_view(x))
-
-
-def _is_view(x: Tensor) -> bool:
-    """Whether autograd would copy all that ``x`` is a part of if it were changed in place (after a permutation)."""
-    return x._base is not None
-
-
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut; returns the sum before its ReLU, which the network applies."""
 
@@ -44,9 +34,8 @@ class BasicBlock(nn.Module):
             self.downsample = nn.Sequential(nn.Conv2d(channels_in, channels, 1, stride, bias=False), norm(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.bn2(self.conv2(_relu(self.bn1(self.conv1(x)))))
-        shortcut = self.downsample(x)
-        return out + shortcut if _is_view(out) else out.add_(shortcut)
+        out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        return out + self.downsample(x)
 
 
 class ResNet(nn.Module):
@@ -100,12 +89,12 @@ class ResNet(nn.Module):
                 nn.init.zeros_(module.bn2.weight)  # type: ignore[arg-type]
 
     def forward(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
-        x = self.maxpool(_relu(self.bn1(self.conv1(images))))
+        x = self.maxpool(F.relu(self.bn1(self.conv1(images))))
         maps = []
         for name in self.stages:
             *blocks, last = getattr(self, name)
             for block in blocks:
-                x = _relu(block(x))
+                x = F.relu(block(x), inplace=True)  # over a sum of ours; a norm may need its output to go backward
             maps.append(last(x))
             x = F.relu(maps[-1]) if self.rectified else maps[-1]
         pooled = maps[-1] if self.signed_embedding else F.relu(maps[-1])

@@ -200,6 +200,19 @@ def test_depth_shapes_and_gradients(record: Backbone) -> None:
     assert all(p.grad is not None for p in net.parameters())
 
 
+class Squashed(nn.BatchNorm2d):
+    """A stranger's norm whose backward pass reads what it returned."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(super().forward(x))
+
+
+@pytest.mark.parametrize("name", ["resnet8", "resnet18-podnet", "resnet32-rebuffi"])
+def test_nothing_writes_over_what_a_norm_returned(registry: Registry, name: str) -> None:
+    net = registry.backbones[name].build(Squashed)
+    net(torch.randn(2, 3, 32, 32))[0].sum().backward()
+
+
 def test_initial_weights() -> None:
     """Kaiming normal over the fan out; no branch starts at zero."""
     torch.manual_seed(0)
