@@ -30,13 +30,14 @@ MD5 = {
     "meta": "7973b15100ade9c7d40fb424638fde48",
 }
 PER_CLASS = {"train": 500, "test": 100}
-CLASSES, PIXELS = 100, 3 * 32 * 32
+CLASSES, SIDE = 100, 32
+PIXELS = 3 * SIDE * SIDE
 
 # The official train has 155 MB. Python 3 writes protocol 2's bytes as text, one and a half bytes a pixel: 222 MB.
 BYTES_LIMIT = 256 << 20
 
 
-def build(root: Path | None = None) -> ImageSet:
+def build(root: Path | None = None, size: int = SIDE) -> ImageSet:
     """The set, from ``root``, else the folder named by CILNORM_DATA, else the cache folder; downloaded where absent.
 
     The folder may be ``cifar-100-python`` itself or the one that holds it. Files that are not the official ones byte
@@ -48,6 +49,8 @@ def build(root: Path | None = None) -> ImageSet:
     Raises:
         DatasetError: the files are absent and cannot be had, or one of them is damaged.
     """
+    if size < 1 or SIDE % size:
+        raise DatasetError(f"cifar100 has images of {SIDE} pixels; size must divide that, {size} does not")
     folder = _folder(root)
     if not _found(folder):
         _download(folder)
@@ -55,6 +58,7 @@ def build(root: Path | None = None) -> ImageSet:
     names, official["meta"] = _names(folder / "meta")
     train_images, train_labels, official["train"] = _split(folder / "train")
     test_images, test_labels, official["test"] = _split(folder / "test")
+    train_images, test_images = _averaged(train_images, size), _averaged(test_images, size)
     others = " and ".join(name for name in MD5 if not official[name])
     return ImageSet(
         train_images=torch.from_numpy(train_images),
@@ -67,6 +71,17 @@ def build(root: Path | None = None) -> ImageSet:
         digest=digest(train_images, train_labels, test_images, test_labels),
         notice=others and f"{others} in {folder}: not the official files (md5 differs), though of the same form",
     )
+
+
+def _averaged(images: np.ndarray, size: int) -> np.ndarray:
+    """Images (N, 3, size, size) uint8: means over squares of pixels, halves rounded up."""
+    factor = SIDE // size
+    if factor == 1:
+        return images
+    squares = images.reshape(len(images), 3, size, factor, size, factor)
+    area = factor * factor
+    means = (squares.sum((3, 5), dtype=np.uint32) + area // 2) // area
+    return means.astype(np.uint8)
 
 
 def _folder(root: Path | None) -> Path:
@@ -165,7 +180,7 @@ def _split(path: Path) -> tuple[np.ndarray, np.ndarray, bool]:
     classes = np.array(labels, dtype=np.int64)
     if (np.bincount(classes, minlength=CLASSES) != per_class).any():
         raise DatasetError(f"{path}: not every class has {per_class} images")
-    images = np.frombuffer(pixels.data, np.uint8).reshape(count, 3, 32, 32).copy()  # torch wants it writable
+    images = np.frombuffer(pixels.data, np.uint8).reshape(count, 3, SIDE, SIDE).copy()  # torch wants it writable
     return images, classes, official
 
 

@@ -104,6 +104,27 @@ def test_reads_every_form_to_the_same_set(tmp_path, dumps):
     assert images.digest == hashlib.sha256(b"".join(part.numpy().tobytes() for part in parts)).hexdigest()
 
 
+@pytest.mark.parametrize("size", [1, 8, 16])
+def test_smaller_images_are_means_of_squares(tmp_path, size):
+    write(tmp_path / cifar100.FOLDER)
+    whole, small = cifar100.build(tmp_path), cifar100.build(tmp_path, size=size)
+    side = 32 // size
+    for n, channel, row, column in ((0, 0, 0, 0), (7, 2, size - 1, 0), (99, 1, size // 2, size - 1)):
+        square = whole.test_images[n, channel, row * side : (row + 1) * side, column * side : (column + 1) * side]
+        mean = square.double().mean().item()
+        assert small.test_images[n, channel, row, column].item() == int(mean + 0.5)
+    assert small.train_images.shape == (200, 3, size, size)
+    assert small.digest != whole.digest
+    assert (small.mean, small.std) == (whole.mean, whole.std)
+
+
+@pytest.mark.parametrize("size", [0, -16, 5, 64])
+def test_a_size_that_does_not_divide_the_side_is_refused(tmp_path, size):
+    write(tmp_path / cifar100.FOLDER)
+    with pytest.raises(DatasetError, match="must divide"):
+        cifar100.build(tmp_path, size=size)
+
+
 def test_the_official_files_need_no_notice(tmp_path, official):
     assert cifar100.build(write(tmp_path / cifar100.FOLDER)).notice == ""
 
