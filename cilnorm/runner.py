@@ -257,12 +257,16 @@ def _grow(run: _Run, task: Task) -> None:
 
 
 def _pool(run: _Run, task: Task, phase: Phase) -> Tensor:
-    """The images of a phase's first rows: the current ones, or equally many of every seen class."""
+    """The images that a phase's first rows are drawn from, as ``Phase.rows`` says."""
     if phase.rows == "balanced":
         return _memory_with(run, task).indices
-    current = run.parts.stream.train(task)
-    union = run.spec.protocol.current_rows == "union"
-    return torch.cat([current, run.state.memory.indices]) if union else current
+    spec, state = run.spec, run.state
+    current, stored = run.parts.stream.train(task), state.memory.indices
+    if phase.rows == "even":
+        order = torch.randperm(len(current), generator=generator(spec.seed, "even", task.index, state.phase))
+        return torch.cat([stored, current[order[: len(stored)]]])
+    times = 2 if phase.rows == "doubled" else int(spec.protocol.current_rows == "union")
+    return torch.cat([current, *[stored] * times])
 
 
 def _plan(run: _Run, task: Task, phase: Phase, epoch: int) -> Plan:
@@ -271,7 +275,7 @@ def _plan(run: _Run, task: Task, phase: Phase, epoch: int) -> Plan:
     assert state.pool is not None
     rows = sum(spec.rows)
     sources, composition = [Part(state.pool, rows, phase.rows)], Composition(rows, 0, task.index)
-    if phase.rows == "mixed" and task.index:
+    if phase.rows in ("mixed", "doubled") and task.index:
         current, past = spec.rows
         sources = [Part(state.pool, current, "current"), Part(state.memory.indices, past, "past")]
         composition = Composition(current, past, task.index)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,9 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cilnorm.batch import Composition
-from cilnorm.memory import per_class
+from cilnorm import runner
+from cilnorm.batch import Composition, Task
+from cilnorm.memory import Memory, per_class
 from cilnorm.protocol import PROTOCOLS, RELEASED, Part, Plan, Protocol, Stream, class_order, plan_epoch, task_sizes
+from cilnorm.registry import load
+from cilnorm.spec import resolve
 from tests import golden as gold
 
 PASSES, CYCLE = Protocol(), Protocol(epoch="cycle")
@@ -208,6 +212,30 @@ def test_steps_of_a_released_epoch(images: int, union: bool, drop_last: bool, ex
         assert (
             plan_epoch(parts, Composition(48, 16, task - 1), protocol, 0, (task - 1, 0), 0).steps == expected[task]
         ), task
+
+
+SECOND = dict(zip(range(2, 11), (177, 177, 177, 177, 177, 178, 178, 177, 180), strict=True))
+SECOND_IMAGENET = dict(zip(range(2, 11), (327, 327, 327, 327, 327, 328, 328, 327, 330), strict=True))
+
+
+@pytest.mark.parametrize(("images", "expected"), [(4500, SECOND), (11700, SECOND_IMAGENET)])
+def test_steps_of_eeils_released_phases(images: int, expected: dict[int, int]) -> None:
+    """As a run lays them out: the second phase has the memory twice among its current rows, 47 % on CIFAR-100."""
+    spec = resolve("cifar100", method="eeil", protocol="released")
+    main, second = load().methods["eeil"].build(**spec.method_options).phases(Task(1, (10, 10)))
+    first_phase = {4500: EEIL, 11700: EEIL_IMAGENET}[images]
+    for task, each in CIFAR:
+        memory = Memory((torch.arange(images, images + each * 10 * (task - 1)),))
+        parts = SimpleNamespace(stream=SimpleNamespace(train=lambda _: torch.arange(images)))
+        state = SimpleNamespace(memory=memory, phase=0, pool=None)
+        run: Any = SimpleNamespace(spec=spec, parts=parts, state=state)
+        for phase, steps in ((main, first_phase), (second, expected)):
+            state.pool = runner._pool(run, Task(task - 1, (10,) * task), phase)
+            plan = runner._plan(run, Task(task - 1, (10,) * task), phase, 0)
+            assert (plan.steps, plan.composition.past) == (steps[task], 16), (task, phase.name)
+        old = (state.pool >= images).float().mean().item()
+        assert old == pytest.approx(2 * len(memory) / (images + 2 * len(memory)))
+        assert images != 4500 or round(100 * old) in (47, 48)
 
 
 @pytest.mark.parametrize(("images", "steps"), [(4500, 70), (11700, 182)])

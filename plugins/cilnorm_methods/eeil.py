@@ -6,15 +6,15 @@ Castro et al., "End-to-End Incremental Learning", ECCV 2018, https://arxiv.org/a
 (https://arxiv.org/abs/2010.15277) computes it: the distillation is element-wise and has no factor τ², and the network
 before the task teaches in both phases (the paper's second phase has the network of the first distil the new classes).
 ``released`` is the TBBN experiments' version, in which the first phase leaves out the newest old task (there is no
-distillation at all in the second task), the second phase is not balanced but trains on mixed rows again, and current
-rows are drawn from current and memory images.
+distillation at all in the second task), current rows are drawn from current and memory images, and the second phase is
+not balanced: it trains on mixed rows again, whose current rows come from the current images and twice the memory.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from cilnorm import hookspecs
 from cilnorm.batch import Task
 from cilnorm.losses import distill_elementwise
-from cilnorm.method import Method, Phase, Step, Tail
+from cilnorm.method import Method, Phase, Rows, Step, Tail
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,9 @@ class EEIL(Method):
 
     released: ClassVar[Mapping[str, Any]] = {
         "distil_newest": False,
-        "balanced_rows": "mixed",
+        "balanced_epochs": 0.25,
+        "balanced_lr": 0.01,
+        "balanced_rows": "doubled",
         "protocol.current_rows": "union",
         "protocol.drop_last": True,
     }
@@ -42,7 +44,7 @@ class EEIL(Method):
     distil_newest: bool = True  # whether the first phase distils the newest old task
     balanced_epochs: float = 0.25  # paper: 30 of 40; FACIL and the TBBN experiments: 40 of 160
     balanced_lr: float = 0.01  # paper: a tenth; FACIL and the TBBN experiments: a hundredth
-    balanced_rows: Literal["balanced", "mixed"] = "balanced"
+    balanced_rows: Rows = "balanced"  # paper: balanced; FACIL: even; the TBBN experiments: doubled
     gradient_noise: float = 0.0  # η, paper: 0.3; FACIL and the TBBN experiments leave it out
 
     def phases(self, task: Task) -> tuple[Phase, ...]:
