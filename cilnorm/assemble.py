@@ -57,6 +57,19 @@ def pick_device(name: str = "auto") -> torch.device:
     return device
 
 
+def _order(spec: Spec, classes: int) -> list[int]:
+    """The labels of all ``classes`` classes, or more than a run learns, in the order of learning."""
+    given = spec.class_order
+    if not isinstance(given, tuple):
+        return class_order(classes, spec.seed if given is None else given)
+    if max(given) >= classes:
+        raise SpecError(f"class_order names the label {max(given)}; {spec.dataset} has the labels 0 .. {classes - 1}")
+    wanted = classes if spec.classes is None else spec.classes
+    if len(given) < wanted:
+        raise SpecError(f"class_order names {len(given)} of {wanted} classes; give all, or set classes={len(given)}")
+    return list(given)
+
+
 def assemble(spec: Spec, registry: Registry, device: torch.device, data_root: Path | None = None) -> Assembly:
     """Builds what a spec names.
 
@@ -67,7 +80,7 @@ def assemble(spec: Spec, registry: Registry, device: torch.device, data_root: Pa
     images = registry.datasets[spec.dataset].build(data_root, **spec.dataset_options)
     if spec.classes is not None and spec.classes > images.classes:
         raise SpecError(f"{spec.dataset} has {images.classes} classes, not {spec.classes}")
-    order = class_order(images.classes, spec.class_order_seed)[: spec.classes]
+    order = _order(spec, images.classes)[: spec.classes]
     if spec.memory < len(order):
         raise SpecError(f"a memory of {spec.memory} can't hold one exemplar of each of {len(order)} classes")
     method: Method = registry.methods[spec.method].build(**spec.method_options)

@@ -35,6 +35,10 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 LoggerNames = Annotated[list[str] | None, typer.Option("--logger", help="csv, tensorboard, ...; may be repeated.")]
 DataRoot = Annotated[Path | None, typer.Option(help="Folder in which data sets lie; also CILNORM_DATA.")]
 Every = Annotated[str | None, typer.Option(metavar="60s", help="Save within epochs, too: 60s, 5m, 1h.")]
+Order = Annotated[
+    str | None,
+    typer.Option("--class-order", "--class-order-seed", help="A seed (1993), a list (3,1,2) or a file of labels."),
+]
 Deterministic = Annotated[bool, typer.Option("--deterministic", help="The same bits on a GPU, too, if more slowly.")]
 
 
@@ -47,15 +51,17 @@ def run_command(
     preset: Annotated[str, typer.Option(help="Where all other values come from.")] = "quick",
     spec: Annotated[Path | None, typer.Option(help="Repeat the run of this spec.yaml instead of a preset.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any hyperparameter.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of everything random but the order of classes.")] = None,
-    class_order_seed: Annotated[int | None, typer.Option(help="Of the order of classes.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of everything random.")] = None,
+    class_order: Order = None,
     tasks: Annotated[int | None, typer.Option(help="Into how many tasks the classes are split.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Epochs a task; milestones scale along.")] = None,
     memory: Annotated[int | None, typer.Option(help="Exemplars kept in all.")] = None,
     rows: Annotated[str | None, typer.Option(help="Current:past rows of a batch, 48:16 say.")] = None,
     classifier: Annotated[str | None, typer.Option(help="head, or nme: nearest mean of exemplars.")] = None,
     train_per_class: Annotated[int | None, typer.Option(help="Use so many training images of a class.")] = None,
-    protocol: Annotated[str | None, typer.Option(help="corrected (the paper) or released (its code).")] = None,
+    protocol: Annotated[
+        str | None, typer.Option(help="corrected (our reading of the paper) or released (its code).")
+    ] = None,
     logger: LoggerNames = None,
     device: Device = "auto",
     data_root: DataRoot = None,
@@ -75,7 +81,7 @@ def run_command(
     """Learn a sequence of tasks and print the accuracy matrix as it grows."""
     asked = {
         "method": method, "norm": norm, "backbone": backbone, "dataset": dataset, "seed": seed,
-        "class_order_seed": class_order_seed, "tasks": tasks, "epochs": epochs, "memory": memory, "rows": rows,
+        "class_order": class_order, "tasks": tasks, "epochs": epochs, "memory": memory, "rows": rows,
         "classifier": classifier, "train_per_class": train_per_class, "protocol": protocol,
     }  # fmt: skip
     asked = {key: value for key, value in asked.items() if value is not None}

@@ -17,8 +17,8 @@ from tests.conftest import ROOT
 
 # A module imports only from rows above its own, and within its row from those named in WITHIN.
 ROWS = (
-    ("hookspecs", "batch", "images", "streams", "files", "sealed", "values", "charts"),
-    ("losses", "heads", "network", "registry"),
+    ("hookspecs", "batch", "images", "streams", "files", "sealed", "values", "charts", "identity"),
+    ("losses", "heads", "network", "registry", "orders", "options"),
     ("method", "local_similarity", "precision"),
     ("data", "memory", "protocol", "norms"),
     ("feed",),
