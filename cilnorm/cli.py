@@ -59,9 +59,7 @@ def run_command(
     rows: Annotated[str | None, typer.Option(help="Current:past rows of a batch, 48:16 say.")] = None,
     classifier: Annotated[str | None, typer.Option(help="head, or nme: nearest mean of exemplars.")] = None,
     train_per_class: Annotated[int | None, typer.Option(help="Use so many training images of a class.")] = None,
-    protocol: Annotated[
-        str | None, typer.Option(help="corrected (our reading of the paper) or released (its code).")
-    ] = None,
+    protocol: Annotated[str | None, typer.Option(help="corrected (our reading of the paper) or released.")] = None,
     logger: LoggerNames = None,
     device: Device = "auto",
     data_root: DataRoot = None,

@@ -146,7 +146,8 @@ def _entries(cells: Sequence[Cell], jobs: Sequence[Job]) -> list[Entry]:
         summaries = [job.summary for job, state in states.items() if state == "finished"]
         missing = {job.spec.seed: _why(job, state) for job, state in states.items() if state != "finished"}
         values = {metric: [float(summary[metric]) for summary in summaries] for metric in METRICS}
-        entries.append(Entry(method, norm, values, published(members[0][0].spec, method, norm), missing))
+        reference = published(members[0][0].spec, method, norm)
+        entries.append(Entry(method, norm, values, reference.values, missing, reference.note))
     return entries
 
 

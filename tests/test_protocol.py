@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,6 +20,7 @@ from cilnorm.protocol import PROTOCOLS, RELEASED, Part, Plan, Protocol, Stream, 
 from cilnorm.registry import load
 from cilnorm.spec import resolve
 from tests import golden as gold
+from tests.conftest import ROOT
 
 PASSES, CYCLE = Protocol(), Protocol(epoch="cycle")
 seeds = st.integers(0, 2**31)
@@ -297,3 +299,16 @@ def test_validation_is_a_part(validation: float) -> None:
 def test_keeping_the_best_needs_held_out_images() -> None:
     with pytest.raises(ValueError, match=r"keep: best needs held-out images; set protocol\.validation"):
         Protocol(keep="best")
+
+
+def test_corrected_is_called_our_reading_and_never_the_papers_text() -> None:
+    text = {
+        path: path.read_text(encoding="utf-8")
+        for path in (ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("cilnorm/*.py"))
+    }
+    for path, content in text.items():
+        assert not re.search(r"paper\s+as\s+it\s+is\s+written|corrected \(the paper\)", content), path
+    assert all(
+        "our reading of the paper" in " ".join(text[ROOT / name].split())
+        for name in ("README.md", "cilnorm/protocol.py")
+    )

@@ -99,6 +99,19 @@ def test_a_table_without_published_values_says_so_and_shows_none() -> None:
     ]
 
 
+def test_a_table_says_why_published_values_do_not_stand_beside_it() -> None:
+    why, unknown = "lr 0.001, published with 0.1", "its rows can't be known"
+    entries = [entry("bn", 30.0, note=why), entry("tbbn", 31.0, note=why)]
+    assert verdicts(entries) == [f"not compared: {why}"]
+    assert f"not compared: {why}." in to_markdown(entries, "norms")
+    assert f"% not compared: {why}" in to_latex(entries, "", "norms").splitlines()
+    entries += [entry("cn", 32.0, published=31.5, note=unknown), entry("gn", 1.0)]
+    assert verdicts(entries)[1:] == [
+        f"not compared: {why} (ft x bn, ft x tbbn)",
+        f"the published value is compared, though {unknown} (ft x cn)",
+    ]
+
+
 # Jobs
 
 

@@ -42,8 +42,8 @@ class EEIL(Method):
     distillation: float = 1.0  # λ; section 3.2 has no such weight, FACIL has
     temperature: float = 2.0  # τ, section 3.2
     distil_newest: bool = True  # whether the first phase distils the newest old task
-    balanced_epochs: float = 0.25  # paper: 30 of 40; FACIL and the TBBN experiments: 40 of 160
-    balanced_lr: float = 0.01  # paper: a tenth; FACIL and the TBBN experiments: a hundredth
+    balanced_epochs: float = 0.75  # paper: 30 of 40; FACIL and the TBBN experiments: 40 of 160
+    balanced_lr: float = 0.1  # paper: a tenth; FACIL and the TBBN experiments: a hundredth, which barely acts
     balanced_rows: Rows = "balanced"  # paper: balanced; FACIL: even; the TBBN experiments: doubled
     gradient_noise: float = 0.0  # η, paper: 0.3; FACIL and the TBBN experiments leave it out
 
