@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import itertools
 import pickle
 
 import pytest
@@ -258,6 +259,35 @@ def test_activation_checkpointing_is_exact(name: str, reentrant: bool) -> None:
     for one, other in zip(plain.parameters(), repeated.parameters(), strict=True):
         assert torch.equal(one.grad, other.grad)
     assert all(torch.equal(one, other) for one, other in zip(plain.buffers(), repeated.buffers(), strict=True))
+
+
+HOMOGENEOUS = Composition(16, 0, 3)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("order", list(itertools.product((HOMOGENEOUS, TOLD), repeat=2)), ids=str)
+@pytest.mark.parametrize("name", NAMES)
+def test_two_forwards_may_come_before_one_backward(
+    name: str, order: tuple[Composition, Composition], layout: torch.memory_format
+) -> None:
+    """As where a replayed batch gets a forward pass of its own: the gradients of two separate backward passes."""
+    together, apart = make(name), make(name)
+    if name == "brn":
+        for layer in (together, apart):
+            layer.num_batches_tracked.fill_(30000)  # where limits are wide, so that averages matter
+    batches = [rows(8, 3, 5, seed=seed).contiguous(memory_format=layout) for seed in range(2)]
+    inputs, twins = ([batch.clone().requires_grad_() for batch in batches] for _ in range(2))
+    total = torch.zeros(())
+    for composition, x, twin in zip(order, inputs, twins, strict=True):
+        set_composition(together, composition)
+        set_composition(apart, composition)
+        total = total + together(x).sin().sum()
+        apart(twin).sin().sum().backward()
+    total.backward()
+    assert all(torch.equal(x.grad, twin.grad) for x, twin in zip(inputs, twins, strict=True))
+    assert all(x.grad.abs().max() > 0 for x in inputs)
+    assert_same([p.grad for p in together.parameters()], [p.grad for p in apart.parameters()], 1e-6)
+    assert all(torch.equal(one, other) for one, other in zip(together.buffers(), apart.buffers(), strict=True))
 
 
 @pytest.mark.parametrize("name", AWARE)
