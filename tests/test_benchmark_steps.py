@@ -35,3 +35,10 @@ def test_cpu_step() -> None:
     assert found["plain / ft+bn"]["median"] > 0
     assert found["plain / ft+bn compiled"]["median"] > 0
     assert found["ft+tbbn / ft+bn"]["low"] <= found["ft+tbbn / ft+bn"]["high"]
+    assert found["ft+tbbn bf16 / ft+bn bf16"]["median"] > 0
+
+
+def test_cpu_step_of_some_contestants() -> None:
+    text, found = printed("benchmarks.cpu_step", "--rounds", "2", "--backbone", "resnet8", "--only", "ft+bn", "ft+tbbn")
+    assert {line.split(":")[0] for line in text.splitlines()[:-1]} == {"ft+bn", "ft+tbbn", "ft+tbbn / ft+bn"}
+    assert set(found) == {"rounds", "backbone", "ft+tbbn / ft+bn"}

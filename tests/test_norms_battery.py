@@ -125,6 +125,43 @@ def test_half_precision_inputs_have_float32_statistics(name: str, dtype: torch.d
     torch.testing.assert_close(actual[0].float(), expected[0], rtol=2e-2, atol=2e-2)
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", NAMES)
+def test_half_precision_costs_no_more_than_its_rounding(
+    name: str, dtype: torch.dtype, layout: torch.memory_format
+) -> None:
+    """Output and gradients against those of the same values in float64."""
+    layer = make(name)
+    exact = copy.deepcopy(layer).double()
+    x = rows(8, 6, 5, dtype=dtype).contiguous(memory_format=layout)
+    g = rows(8, 6, 5, dtype=dtype, seed=1).contiguous(memory_format=layout)
+    wide = x.double().requires_grad_()
+    y, expected = layer(x.requires_grad_()), exact(wide)
+    y.backward(g)
+    expected.backward(g.double())
+    unit = torch.finfo(dtype).eps
+    assert y.dtype == x.grad.dtype == dtype
+    assert y.is_contiguous(memory_format=layout)
+    torch.testing.assert_close(y.double(), expected, rtol=unit, atol=unit)
+    torch.testing.assert_close(x.grad.double(), wide.grad, rtol=unit, atol=unit)
+    for one, other in zip([p.grad for p in layer.parameters()], [p.grad for p in exact.parameters()], strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=1e-4 * other.abs().max().item())
+    for one, other in zip(layer.buffers(), exact.buffers(), strict=True):
+        torch.testing.assert_close(one.double(), other.double(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("name", NAMES)
+def test_autocast_leaves_statistics_of_float32_alone(name: str, layout: torch.memory_format) -> None:
+    layer, other = make(name), make(name)
+    x = rows(8, 6, 5).contiguous(memory_format=layout)
+    expected = layer(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(other(x), expected)
+    assert all(torch.equal(one, two) for one, two in zip(layer.buffers(), other.buffers(), strict=True))
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_autocast_hands_on_what_the_convolution_gave(name: str) -> None:
     net = nn.Sequential(nn.Conv2d(3, 8, 3), make(name))
