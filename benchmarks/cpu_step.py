@@ -7,9 +7,9 @@
 A step is one of FT in the tenth task of ten classes on CIFAR-100, all of it: 48 current and 16 past rows are drawn,
 cropped, resized, mirrored and normalised; then forward, loss, backward, clip and SGD, on one thread. The plain loop has
 two data loaders with torchvision's transforms, the same network with torch's ``BatchNorm2d`` in torch's default layout,
-and reads the loss every step. ``compiled`` is ``engine: compile``, ``bf16`` is ``precision: bf16``, which needs a processor with such instructions
-(avx512_bf16, amx_bf16) to be of use. Each contestant is a process of its own; a round is
-a step of each, one after another in turns, in seconds of processor time, and a ratio is the median over rounds of the
+and reads the loss every step. ``compiled`` is ``engine: compile``; ``bf16`` is ``precision: bf16``, of use only where
+the processor has instructions for it (avx512_bf16, amx_bf16). Each contestant is a process of its own; a round is a
+step of each, one after another in turns, in seconds of processor time, and a ratio is the median over rounds of the
 quotient within a round.
 """
 
