@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cilnorm import registry
-    from cilnorm.batch import Composition, set_composition
+    from cilnorm.batch import Composition, CompositionWarning, set_composition
     from cilnorm.norms import convert_norms, norm_act_factory, norm_factory
     from cilnorm.runner import resume, run
     from cilnorm.spec import Spec, resolve
 
 __all__ = [
     "Composition",
+    "CompositionWarning",
     "Spec",
     "convert_norms",
     "norm_act_factory",
@@ -34,6 +35,7 @@ __all__ = [
 
 _HOMES = {
     "Composition": "batch",
+    "CompositionWarning": "batch",
     "set_composition": "batch",
     "convert_norms": "norms",
     "norm_act_factory": "norms",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
 
+from cilnorm.batch import CompositionAware, CompositionWarning
 from cilnorm.capture import engine_class
 from cilnorm.data import Augmentation, Pixels
 from cilnorm.images import ImageSet
@@ -76,6 +78,9 @@ def assemble(spec: Spec, registry: Registry, device: torch.device, data_root: Pa
     Raises:
         SpecError: a part can't be built with these options.
         DatasetError: the images are missing or damaged.
+
+    Warns:
+        CompositionWarning: the norm wants to know what batches are made of, and no layer of the network listens.
     """
     images = registry.datasets[spec.dataset].build(data_root, **spec.dataset_options)
     if spec.classes is not None and spec.classes > images.classes:
@@ -94,6 +99,14 @@ def assemble(spec: Spec, registry: Registry, device: torch.device, data_root: Pa
             net = Network(backbone, method.head(backbone.dim)).to(device).to(memory_format=torch.channels_last)
     except (ValueError, TypeError) as error:
         raise SpecError(str(error)) from error
+    if registry.norms[spec.norm].composition_aware and not any(isinstance(m, CompositionAware) for m in net.modules()):
+        warnings.warn(
+            f"the norm {spec.norm} is composition-aware, but no layer of {spec.backbone} with it listens; derive the "
+            "layer's class from cilnorm.batch.CompositionAware, and let the backbone build its norms with what it is "
+            "given",
+            CompositionWarning,
+            stacklevel=2,
+        )
     stream = Stream(
         images.train_labels,
         images.test_labels,
