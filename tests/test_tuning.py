@@ -84,7 +84,7 @@ def step(number: int, act: Callable[[], None]) -> Callable[[], bool]:
     return due
 
 
-@pytest.mark.parametrize("at", [2, 18, 22, 30, 38])
+@pytest.mark.parametrize("at", [2, 12, 20])
 def test_a_signal_during_the_choice_loses_no_trial(
     at: int, tiny: Tiny, registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
