@@ -84,7 +84,8 @@ def run(
     path = Path(out) if out else default_folder(spec)
     means = Means(registry, pick_device(device), data_root, watch, Interruptions(checkpoint_every))
     if not (go_on and _answered(path, spec, registry)):
-        RunFolder.check(path, overwrite)
+        if not go_on:  # else another process may be about to begin it
+            RunFolder.check(path, overwrite)
         parts = first_parts(means, spec)
         with held(path), means.stops:
             if not (go_on and _answered(path, spec, registry)):  # another process may have begun it meanwhile
@@ -162,7 +163,8 @@ def _learn(run: _Run, registry: Registry) -> Result:
     names = {name: getattr(spec, name) for name in ("method", "norm", "backbone", "dataset", "preset", "seed")}
     with recorded(spec, state, folder, tell):
         folder.write_environment(registry, parts.device, parts.images, parts.order)
-        folder.write_summary("running", state.matrix, state.by_head)
+        if state.task < (spec.stop_after or spec.tasks):  # who reads the summary of a finished run finds it finished
+            folder.write_summary("running", state.matrix, state.by_head)
         tell(
             "run",
             folder=str(folder.path),

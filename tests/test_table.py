@@ -350,8 +350,8 @@ def test_a_killed_table_goes_on_reuses_what_is_there_and_reports_what_fails(site
 
 
 def test_two_tables_in_one_folder_share_the_work_and_fail_nothing(site: Path) -> None:
-    grid_file(site / "grid.yaml", ["ft", "two-phases"], 6)
-    asked = ["table", "grid.yaml", "--workers", "2", "--out", "out", "--device", "cpu"]
+    grid_file(site / "grid.yaml", ["ft"], 6)
+    asked = ["table", "grid.yaml", "--seeds", "0,1", "--workers", "2", "--out", "out", "--device", "cpu"]
     start = [sys.executable, "-c", "from cilnorm.cli import main; main()", *asked]
     tables = [subprocess.Popen(start, stdout=subprocess.PIPE) for _ in range(2)]
     printed = [table.communicate()[0].decode() for table in tables]
