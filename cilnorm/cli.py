@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import typer
 
 from cilnorm.cli_care import commands as care
 from cilnorm.cli_results import commands, run_seeds
+from cilnorm.output import lasting_output
 from cilnorm.terminal import complain, guarded, loaded, print_table, settings_of
 
 if TYPE_CHECKING:
@@ -219,5 +221,14 @@ def _watched(go: Callable[[Any], Result], loggers: list[str] | None, registry: R
 
 
 def main() -> None:
-    """Entry point of the command ``cilnorm``."""
-    app()
+    """Entry point of the command ``cilnorm``; a reader that goes away ends nothing."""
+    with lasting_output() as below:
+        try:
+            app()
+        except SystemExit as end:
+            sys.stdout.flush()
+            if below.error is None or below.error.errno in (errno.EPIPE, errno.EIO):  # who went away wants no more
+                raise
+            complain(f"can't write standard output: {below.error.strerror}")
+            on_the_disk = sys.argv[1:2] in (["run"], ["resume"], ["table"])  # their results lie there, whole
+            raise SystemExit(end.code if on_the_disk else end.code or 1) from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cilnorm import registry as registries
-from cilnorm.assemble import Assembly, assemble, pick_device
+from cilnorm.assemble import Assembly, pick_device
 from cilnorm.batch import Composition, Task
 from cilnorm.capture import engine_class
 from cilnorm.checkpoint import Checkpoints, State
@@ -23,7 +22,7 @@ from cilnorm.evaluation import accuracies, class_means, embed, held_out_loss, sc
 from cilnorm.events import Teller, Watcher
 from cilnorm.feed import Feed, feed
 from cilnorm.figures import draw_figures
-from cilnorm.folder import FolderError, RunFolder, default_folder
+from cilnorm.folder import MARK, FolderError, RunFolder, default_folder
 from cilnorm.guard import Interruptions, RunStopped, held, recorded
 from cilnorm.memory import Memory, per_class
 from cilnorm.method import Phase
@@ -32,7 +31,8 @@ from cilnorm.protocol import Part, Plan, Protocol, plan_epoch
 from cilnorm.registry import Registry
 from cilnorm.spec import Spec, read_spec
 from cilnorm.streams import generator, initial_weights
-from cilnorm.tuning import Trial, answers, tuned
+from cilnorm.trials import Means, choose, first_parts
+from cilnorm.tuning import answers
 
 __all__ = ["Result", "RunStopped", "resume", "run"]
 
@@ -82,22 +82,15 @@ def run(
     """
     registry = registry or registries.load()
     path = Path(out) if out else default_folder(spec)
-    if go_on and RunFolder.holds_a_run(path):
-        if not answers(read_spec(path / "spec.yaml", registry), spec, registry):
-            raise FolderError(f"{path} holds a run of another spec; give --overwrite or another --out")
-        return resume(
-            path, device=device, data_root=data_root, registry=registry, watch=watch, checkpoint_every=checkpoint_every
-        )
-    on = pick_device(device)
-    RunFolder.check(path, overwrite)
-    spec, trials = _tuned(spec, registry, on, data_root, watch)
-    parts = assemble(spec, registry, on, data_root)
-    with held(path):
-        folder = RunFolder.create(path, spec, overwrite)
-        if trials:
-            folder.write_tuning(trials)
-        stops = Interruptions(checkpoint_every)
-        return _learned(_Run(spec, parts, State(), folder, Teller(folder, watch), stops), registry)
+    means = Means(registry, pick_device(device), data_root, watch, Interruptions(checkpoint_every))
+    if not (go_on and _answered(path, spec, registry)):
+        if not go_on:  # else another process may be about to begin it
+            RunFolder.check(path, overwrite)
+        parts = first_parts(means, spec)
+        with held(path), means.stops:
+            if not (go_on and _answered(path, spec, registry)):  # another process may have begun it meanwhile
+                return _whole(means, RunFolder.create(path, spec, overwrite), spec, parts)
+    return _resume(means, path)
 
 
 def resume(
@@ -115,34 +108,41 @@ def resume(
         SpecError, DatasetError, FolderError, CheckpointError: it can't be continued.
     """
     registry = registry or registries.load()
-    home = RunFolder(Path(folder))
-    spec = read_spec(home.path / "spec.yaml", registry)
-    parts = assemble(spec, registry, pick_device(device), data_root)
-    with held(home.path):
-        state, warning = _checkpoints(spec, parts, home).read(parts.net, parts.stream.tasks)
-        home.reopen(state.logged, state.matrix)
-        tell, stops = Teller(home, watch, state.seconds), Interruptions(checkpoint_every)
-        if warning:
-            tell("warning", text=warning)
-        return _learned(_Run(spec, parts, state, home, tell, stops), registry)
+    read_spec(Path(folder) / MARK, registry)  # nothing is made where no run is
+    means = Means(registry, pick_device(device), data_root, watch, Interruptions(checkpoint_every))
+    return _resume(means, Path(folder))
 
 
-def _tuned(
-    spec: Spec, registry: Registry, device: torch.device, data_root: Path | None, watch: Sequence[Watcher]
-) -> tuple[Spec, list[Trial]]:
-    """Options that are to be chosen on held-out images, chosen by short runs whose folders are thrown away."""
+def _answered(path: Path, spec: Spec, registry: Registry) -> bool:
+    """Whether a run of this spec is there already."""
+    if not RunFolder.holds_a_run(path):
+        return False
+    if not answers(read_spec(path / MARK, registry), spec, registry):
+        raise FolderError(f"{path} holds a run of another spec; give --overwrite or another --out")
+    return True
 
-    def score(trial: Spec) -> float:
-        with tempfile.TemporaryDirectory() as folder:
-            parts = assemble(trial, registry, device, data_root)
-            home = RunFolder.create(Path(folder) / "trial", trial)
-            run = _Run(trial, parts, State(), home, Teller(home, ()), Interruptions())
-            accuracy = _learned(run, registry).summary["A_f"]
-        for watcher in watch:
-            watcher({"event": "trial", "options": dict(trial.norm_options), "accuracy": accuracy})
-        return float(accuracy)
 
-    return tuned(spec, registry, score)
+def _resume(means: Means, path: Path) -> Result:
+    with held(path), means.stops:
+        return _whole(means, RunFolder(path), read_spec(path / MARK, means.registry))
+
+
+def _whole(means: Means, folder: RunFolder, spec: Spec, parts: Assembly | None = None) -> Result:
+    """Whatever is still to be done of a run: options that are to be chosen, and all that comes after the checkpoint."""
+    chosen = choose(means, folder, spec, _rest)
+    return _rest(means, folder, chosen, parts or means.assemble(chosen))
+
+
+def _rest(means: Means, folder: RunFolder, spec: Spec, parts: Assembly) -> Result:
+    """All that comes after the last checkpoint; the whole run where there is none."""
+    state, warning = _checkpoints(spec, parts, folder).read(parts.net, parts.stream.tasks)
+    folder.reopen(state.logged, state.matrix)
+    tell = Teller(folder, means.watch, state.seconds)
+    if warning:
+        tell("warning", text=warning)
+    run = _Run(spec, parts, state, folder, tell, means.stops)
+    with products(_precision(run)):
+        return _learn(run, means.registry)
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,18 +157,14 @@ class _Run:
     stops: Interruptions
 
 
-def _learned(run: _Run, registry: Registry) -> Result:
-    with products(_precision(run)):
-        return _learn(run, registry)
-
-
 def _learn(run: _Run, registry: Registry) -> Result:
     """Task after task: grow, train phase after phase, remember, choose exemplars, evaluate."""
     spec, parts, state, folder, tell = run.spec, run.parts, run.state, run.folder, run.tell
     names = {name: getattr(spec, name) for name in ("method", "norm", "backbone", "dataset", "preset", "seed")}
-    with run.stops, recorded(spec, state, folder, tell):
+    with recorded(spec, state, folder, tell):
         folder.write_environment(registry, parts.device, parts.images, parts.order)
-        folder.write_summary("running", state.matrix, state.by_head)
+        if state.task < (spec.stop_after or spec.tasks):  # who reads the summary of a finished run finds it finished
+            folder.write_summary("running", state.matrix, state.by_head)
         tell(
             "run",
             folder=str(folder.path),

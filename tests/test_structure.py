@@ -17,7 +17,7 @@ from tests.conftest import ROOT
 
 # A module imports only from rows above its own, and within its row from those named in WITHIN.
 ROWS = (
-    ("hookspecs", "batch", "images", "streams", "files", "sealed", "values", "charts", "identity"),
+    ("hookspecs", "batch", "images", "streams", "files", "sealed", "values", "charts", "identity", "output"),
     ("losses", "heads", "network", "registry", "orders", "options"),
     ("method", "local_similarity", "precision"),
     ("data", "memory", "protocol", "norms"),
@@ -28,6 +28,7 @@ ROWS = (
     ("grid", "published"),
     ("assemble", "metrics", "evaluation", "environment", "folder", "checkpoint", "figures"),
     ("tuning", "guard", "events"),
+    ("trials",),
     ("runner",),
     ("jobs", "table", "probe"),
     ("workers", "board", "results", "progress", "terminal", "loggers", "export", "doctor"),
@@ -42,6 +43,7 @@ WITHIN = {
     "folder": {"metrics", "environment"},
     "figures": {"metrics"},
     "guard": {"events"},
+    "loggers": {"terminal"},
 }
 FOR_PLUGINS = {name for row in ROWS[:3] for name in row} - {"registry"}
 PLUGINS = ("cilnorm_norms", "cilnorm_methods", "cilnorm_backbones", "cilnorm_datasets", "cilnorm_loggers")
