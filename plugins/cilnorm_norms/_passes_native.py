@@ -31,8 +31,8 @@ def moments(x: Tensor, current: int, lanes: int) -> tuple[Pair, Pair]:
     for part, shape in zip(_cut(x, current, lanes), ((lanes, -1), (-1,)), strict=True):
         if part.shape[0]:
             # Of half precision the kernel makes float32 statistics where there are averages of float32.
-            unused = x.new_zeros(2, part.shape[1], dtype=dtype) if x.dtype in HALF else (None, None)
-            mean, var = torch.batch_norm_update_stats(part, *unused, 0.0)
+            averages = x.new_zeros(part.shape[1], dtype=dtype) if x.dtype in HALF else None
+            mean, var = torch.batch_norm_update_stats(part, averages, averages, 0.0)
         else:
             mean = var = x.new_zeros(part.shape[1], dtype=dtype)
         means.append(mean.view(shape))
