@@ -21,6 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cilnorm.files import read_plain
+
 __all__ = ["Damaged", "sealed", "unsealed"]
 
 COMMENT = b"sha256 %s"
@@ -64,7 +66,7 @@ def unsealed(path: Path) -> dict[str, Any]:
         OSError: it can't be read.
     """
     try:
-        raw = path.read_bytes()
+        raw = read_plain(path)
         if raw[-COMMENT_BYTES:] != _comment(raw[:-COMMENT_BYTES]):
             raise Damaged("its checksum is missing or differs")
         _look_over(raw)

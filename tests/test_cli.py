@@ -232,7 +232,7 @@ def test_what_the_parser_refuses(arguments: list[str]) -> None:
 
 
 def test_a_folder_that_holds_no_run_or_a_damaged_one(finished: Result, tmp_path: Path) -> None:
-    assert complaint(cilnorm("resume", tmp_path / "none")).endswith("spec.yaml: No such file or directory")
+    assert complaint(cilnorm("resume", tmp_path / "none")).endswith("none holds no run: there is no such folder")
     checkpoint = finished.folder / "checkpoints" / "last.pt"
     checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
     assert cilnorm("resume", finished.folder).stdout.startswith("warning: ")
