@@ -108,7 +108,7 @@ def write_atomically(path: Path, content: str | bytes, keep: Path | None = None)
     Raises:
         OSError: as the system reports it; the old file is then whole, at ``path`` or at ``keep``.
     """
-    data = content.encode() if isinstance(content, str) else content
+    data = content.encode(errors="backslashreplace") if isinstance(content, str) else content  # a path may be no UTF-8
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PART)
     try:
         with os.fdopen(handle, "wb") as file:

@@ -64,7 +64,7 @@ def _checked(path: Path, read: Callable[[Path], T], missing: T, holds: str) -> T
     except (OSError, ValueError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         way_out = f"put a sound copy back, or move it away and go on without {holds}"
-        raise FolderError(f"{path} can't be read: {reason}; {way_out}") from error
+        raise FolderError(f"{path}: can't be read: {reason}; {way_out}") from error
 
 
 def _counts(path: Path) -> list[list[list[int]]]:

@@ -316,7 +316,7 @@ def test_what_will_be_added_to_is_checked_first(case: str, folder: Path, registr
     before = tree(folder)
     with pytest.raises(FolderError) as caught:
         resume(folder, registry=registry, **CPU)
-    assert str(caught.value).startswith(f"{folder / name} can't be read: ")
+    assert str(caught.value).startswith(f"{folder / name}: can't be read: ")
     assert reason in str(caught.value)
     assert "; put a sound copy back, or move it away and go on without " in str(caught.value)
     assert tree(folder) == before
