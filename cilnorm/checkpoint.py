@@ -16,7 +16,8 @@ import torch
 
 from cilnorm.batch import Task
 from cilnorm.engine import Engine
-from cilnorm.files import write_atomically
+from cilnorm.environment import changes
+from cilnorm.files import plain_folder, write_atomically
 from cilnorm.memory import Memory
 from cilnorm.method import Past
 from cilnorm.network import Network
@@ -77,10 +78,12 @@ class Checkpoints:
     Attributes:
         folder: where they are.
         belongs: what must not change between writing and reading, by name: the spec's key, the images' digest.
+        spec: its values, to say which of them changed.
     """
 
     folder: Path
     belongs: Mapping[str, str]
+    spec: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def last(self) -> Path:
@@ -101,6 +104,7 @@ class Checkpoints:
         content = {
             "format": FORMAT,
             "belongs": dict(self.belongs),
+            "spec": dict(self.spec),
             "position": [state.task, state.phase, state.epoch, state.step],
             "memory": list(state.memory.exemplars),
             "past": None if state.past is None else state.past.net.state_dict(),
@@ -112,53 +116,87 @@ class Checkpoints:
         }
         write_atomically(self.last, sealed(content), keep=self.previous)
 
-    def read(self, net: Network, tasks: tuple[Task, ...]) -> tuple[State, str]:
+    def read(self, net: Network, tasks: tuple[Task, ...], only_look: bool = False) -> tuple[State, str]:
         """Fills ``net``, fresh from ``assemble``; returns the state that goes with it, and a warning if there is one.
 
         A damaged newest checkpoint is set aside as ``damaged.pt``, and the one before is read. Where there is none yet,
         the state is that of a run's start.
 
+        Args:
+            only_look: change nothing in the folder; then a damaged newest checkpoint is an error.
+
         Raises:
             CheckpointError: both are damaged, or it is of another format, another spec or other images.
         """
-        if not (self.last.exists() or self.previous.exists()):
+        if not any(map(os.path.lexists, (self.last, self.previous))):
             return State(), ""
-        content, warning = self.newest()
+        content, warning = (self.newest(), "") if only_look else self._newest_sound()
         if content.get("format") != FORMAT:
             found = content.get("format")
             raise CheckpointError(f"{self.last}: written in format {found!r}; this version of cilnorm reads {FORMAT}")
         for name, now in self.belongs.items():
             then = content.get("belongs", {}).get(name)
             if then != now:
-                raise CheckpointError(f"{self.last}: belongs to another run: its {name} is {then}, not {now}")
+                what = f"its {name} is {then}, not {now}" + self._differing(name, content.get("spec"))
+                raise CheckpointError(f"{self.last}: belongs to another run: {what}")
         try:
-            return _restored(content, net, tasks), warning
+            state = _restored(content, net, tasks)
         except Exception as error:  # what is in it can be amiss in many ways
             reason = (str(error) or repr(error)).splitlines()[0]
             raise CheckpointError(f"{self.last}: does not fit the run: {reason}") from error
+        if warning:
+            os.replace(self.last, self.folder / "damaged.pt")  # or the next write would push out the good one
+        return state, warning
 
-    def newest(self) -> tuple[dict[str, Any], str]:
-        """What the newest sound checkpoint holds, and a warning if that is not the newest of all; see ``read``.
+    def _differing(self, name: str, then: object) -> str:
+        """Which values of the spec were changed since, and how to undo it."""
+        if name == "images":
+            return "; the data set's files changed since the run began"
+        if name != "spec" or not isinstance(then, dict) or not then:
+            return ""
+        found = changes(then, self.spec)
+        return f"; spec.yaml was changed since the run began ({', '.join(found)}): put it back, or start a new run"
+
+    def newest(self) -> dict[str, Any]:
+        """What the newest checkpoint holds; nothing is changed in the folder.
+
+        Raises:
+            CheckpointError: it is damaged, or there is none.
+        """
+        killed_between_renames = os.path.lexists(self.previous) and not os.path.lexists(self.last)
+        path = self.previous if killed_between_renames else self.last
+        try:
+            return self._unsealed(path)
+        except (Damaged, OSError) as error:
+            raise CheckpointError(f"{path} can't be read: {_reason(error)}") from error
+
+    def _newest_sound(self) -> tuple[dict[str, Any], str]:
+        """What the newest sound checkpoint holds, and a warning if that is not the newest of all.
 
         Raises:
             CheckpointError: there is none.
         """
         try:
-            return unsealed(self.last), ""
+            return self._unsealed(self.last), ""
         except (Damaged, OSError) as error:
             missing = isinstance(error, FileNotFoundError)
-            amiss = f"{self.last} can't be read: {getattr(error, 'strerror', None) or error}"
+            amiss = f"{self.last} can't be read: {_reason(error)}"
         try:
-            content = unsealed(self.previous)
+            content = self._unsealed(self.previous)
         except FileNotFoundError:
             raise CheckpointError(f"{amiss}; there is none before it, so only --overwrite starts anew") from None
         except (Damaged, OSError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise CheckpointError(f"{amiss}; nor can the one before it: {reason}") from error
-        if missing:  # killed between the two renames of a write, which is how it should be
-            return content, ""
-        os.replace(self.last, self.folder / "damaged.pt")  # or the next write would push out the good one
-        return content, f"{amiss}; going on from the checkpoint before it"
+            raise CheckpointError(f"{amiss}; nor can the one before it: {_reason(error)}") from error
+        # Missing, it was killed between the two renames of a write, which is how it should be.
+        return content, "" if missing else f"{amiss}; going on from the checkpoint before it"
+
+    def _unsealed(self, path: Path) -> dict[str, Any]:
+        plain_folder(self.folder)
+        return unsealed(path)
+
+
+def _reason(error: Exception) -> str:
+    return str(getattr(error, "strerror", None) or error)
 
 
 def _restored(content: dict[str, Any], net: Network, tasks: tuple[Task, ...]) -> State:

@@ -13,7 +13,7 @@ import typer
 from cilnorm.cli_care import commands as care
 from cilnorm.cli_results import commands, run_seeds
 from cilnorm.output import lasting_output
-from cilnorm.terminal import complain, guarded, loaded, print_table, settings_of
+from cilnorm.terminal import complain, guarded, loaded, make_printable, print_table, settings_of
 
 if TYPE_CHECKING:
     from cilnorm.registry import Registry
@@ -222,6 +222,7 @@ def _watched(go: Callable[[Any], Result], loggers: list[str] | None, registry: R
 
 def main() -> None:
     """Entry point of the command ``cilnorm``; a reader that goes away ends nothing."""
+    make_printable()
     with lasting_output() as below:
         try:
             app()

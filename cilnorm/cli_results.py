@@ -250,6 +250,7 @@ def probe_command(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
     epochs: Annotated[int, typer.Option(min=0, help="Passes over the images of all tasks.")] = 5,
     lr: Annotated[float | None, typer.Option(help="Learning rate; a tenth of the run's by default.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of what is found; probes/ in the run's by default.")] = None,
     device: Device = "auto",
     data_root: DataRoot = None,
     debug: Debug = False,
@@ -265,8 +266,10 @@ def probe_command(
         from cilnorm.probe import bn_bias
 
         registry = loaded(False)
-        bn_bias(folder, epochs=epochs, lr=lr, device=device, data_root=data_root, registry=registry, tell=print)
-        print(f"{folder}/probes/bn-bias.png, .svg, .csv, .json")
+        bn_bias(
+            folder, epochs=epochs, lr=lr, device=device, data_root=data_root, registry=registry, tell=print, out=out
+        )
+        print(f"{out or folder / 'probes'}/bn-bias.png, .svg, .csv, .json")
 
     guarded(work, debug)
 

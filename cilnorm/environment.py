@@ -6,13 +6,14 @@ import importlib.metadata
 import os
 import platform
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from cilnorm.registry import Registry
 
-__all__ = ["be_deterministic", "describe"]
+__all__ = ["be_deterministic", "changes", "describe"]
 
 PACKAGES = ("cilnorm", "torch", "torchvision", "timm", "numpy", "pluggy", "triton")
 VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "MKL_CBWR", "CUBLAS_WORKSPACE_CONFIG", "NVIDIA_TF32_OVERRIDE")
@@ -50,6 +51,24 @@ def describe(registry: Registry, device: torch.device) -> dict[str, Any]:
         "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
         "plugins": sorted({plugin.distribution for plugin in registry.plugins if not plugin.error}),
     }
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs between two descriptions, a short text each; what only the earlier one has is left out."""
+    found = []
+    for name, value in now.items():
+        then = before.get(name)
+        if isinstance(value, dict):
+            both = {**then, **value} if isinstance(then, dict) else value
+            inner = {key: value.get(key) for key in both}
+            found += [f"{name}.{text}" for text in changes(then if isinstance(then, dict) else {}, inner)]
+        elif value != then:
+            found.append(f"{name} {_shown(value)}, was {_shown(then)}")
+    return found
+
+
+def _shown(value: Any) -> str:
+    return "none" if value is None else " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def version(package: str) -> str | None:

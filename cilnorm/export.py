@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,16 @@ from torch import Tensor
 
 from cilnorm.checkpoint import Checkpoints
 from cilnorm.environment import version
-from cilnorm.files import write_atomically
-from cilnorm.folder import FolderError
+from cilnorm.files import open_plain, read_text, write_atomically
+from cilnorm.folder import FolderError, RunFolder
+from cilnorm.records import read_environment
 from cilnorm.registry import Registry
-from cilnorm.spec import read_spec, to_mapping
+from cilnorm.spec import to_mapping
 
 __all__ = ["export"]
 
-WEIGHTS, CARD = "model.safetensors", "card.json"
+MAKER, WEIGHTS, CARD = "cilnorm", "model.safetensors", "card.json"
+HEADER_LIMIT = 16 << 20  # bytes; a ResNet-50 takes 0.04 MB
 LOGITS = {
     "Linear": "embedding @ weight.T + bias, the blocks head.blocks.0, 1, ... one below the other",
     "Cosine": "head.scale * cos(embedding, weight), the rows of all blocks one below the other",
@@ -32,25 +35,28 @@ def export(run: Path, out: Path, registry: Registry) -> tuple[Path, Path]:
     Names of weights are those of the backbone behind ``backbone.``, and of the classifier behind ``head.``. In
     evaluation every norm that is a batch norm at heart is one, so the weights load into ``BatchNorm2d``.
 
+    The run is left as it is.
+
     Raises:
-        SpecError, CheckpointError: the run can't be read, or has no checkpoint yet.
-        FolderError: the folder can't be written.
+        SpecError, CheckpointError: the run can't be read, or has no checkpoint yet, or its newest one is damaged.
+        FolderError: there is no run, or ``out`` can't be written, or holds files of these names by somebody else.
     """
     from safetensors.torch import save
 
-    spec = read_spec(run / "spec.yaml", registry)
-    content, _ = Checkpoints(run / "checkpoints", {}).newest()
+    spec = RunFolder(run).read_spec(registry)
+    _check_place(out)
+    content = Checkpoints(run / "checkpoints", {}).newest()
     weights: dict[str, Tensor] = {name: tensor.contiguous() for name, tensor in content["net"].items()}
     dim = next(tensor.shape[1] for name, tensor in weights.items() if name.startswith("head.blocks.0."))
     head = type(registry.methods[spec.method].build(**spec.method_options).head(dim)).__name__
-    data = save(weights)
+    data = save(weights, {"format": "pt", MAKER: str(version(MAKER))})
     card: dict[str, Any] = {
-        "cilnorm": version("cilnorm"),
+        MAKER: version(MAKER),
         "weights": {"file": WEIGHTS, "sha256": hashlib.sha256(data).hexdigest()},
         "backbone": {"name": spec.backbone, "prefix": "backbone.", "norm": spec.norm, "embedding": dim},
         "head": {"kind": head, "prefix": "head.", "logits": LOGITS.get(head, f"see cilnorm's {head}")},
         "input": "RGB scaled to [0, 1], minus mean, by std",
-        **json.loads((run / "environment.json").read_text(encoding="utf-8")).get("images", {}),
+        **read_environment(run).get("images", {}),
         "tasks_learned": content["position"][0],
         "accuracy": content["matrix"],
         "spec": to_mapping(spec),
@@ -62,3 +68,29 @@ def export(run: Path, out: Path, registry: Registry) -> tuple[Path, Path]:
     except OSError as error:
         raise FolderError(f"can't write {out}: {error.strerror or error}") from error
     return out / WEIGHTS, out / CARD
+
+
+def _check_place(out: Path) -> None:
+    """Raises FolderError where a file of ours would take the place of somebody else's."""
+    if RunFolder.holds_a_run(out):
+        raise FolderError(f"{out} is the folder of a run, which stays as it is; give --out another folder")
+    for name, made_here in ((WEIGHTS, _is_weights), (CARD, _is_card)):
+        path = out / name
+        try:
+            ours = not os.path.lexists(path) or made_here(path)
+        except (OSError, ValueError, RecursionError):
+            ours = False
+        if not ours:
+            raise FolderError(f"{path} is no export of a run, and stays as it is; give --out another folder")
+
+
+def _is_weights(path: Path) -> bool:
+    with os.fdopen(open_plain(path), "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(min(length, HEADER_LIMIT)))
+    return isinstance(header, dict) and MAKER in header.get("__metadata__", {})
+
+
+def _is_card(path: Path) -> bool:
+    card = json.loads(read_text(path))
+    return isinstance(card, dict) and {MAKER, "weights", "backbone"} <= set(card)

@@ -1,15 +1,101 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and files of others that are opened only if they are plain files."""
 
 from __future__ import annotations
 
 import errno
 import os
+import stat
 import tempfile
 from pathlib import Path
+from typing import BinaryIO
 
-__all__ = ["remove_parts", "write_atomically"]
+__all__ = ["PART", "in_words", "open_plain", "plain_folder", "read_plain", "read_text", "write_atomically"]
 
 PART = ".part"
+# Never through a link; a pipe must not keep us waiting; Windows would translate line ends. What a system lacks is 0.
+PLAIN = sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"))
+KINDS = {
+    stat.S_IFLNK: "a symbolic link", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a folder",
+    stat.S_IFREG: "a file", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device",
+}  # fmt: skip
+
+
+def open_plain(path: Path, flags: int = os.O_RDONLY) -> int:
+    """Opens a file of a run, whose folder anybody may have made; returns a handle as ``os.open`` does.
+
+    Every file of a run is opened here, or written anew by ``write_atomically``, which opens none.
+
+    Args:
+        flags: those of ``os.open``.
+
+    Raises:
+        OSError: as the system reports it; also if there is a link, a pipe, a device or a folder of that name.
+    """
+    try:
+        _look(path, os.lstat(path).st_mode)
+    except FileNotFoundError:
+        if not flags & os.O_CREAT:
+            raise
+    handle = os.open(path, flags | PLAIN, 0o666)
+    try:
+        _look(path, os.fstat(handle).st_mode)
+    except OSError:
+        os.close(handle)
+        raise
+    return handle
+
+
+def _look(path: Path, mode: int) -> None:
+    if not stat.S_ISREG(mode):
+        kind = KINDS.get(stat.S_IFMT(mode), "something else")
+        raise OSError(errno.EINVAL, f"it is {kind}; runs open plain files alone", str(path))
+
+
+def read_plain(path: Path, most: int = -1) -> bytes:
+    """The content of a file of a run, or its first ``most`` bytes.
+
+    Raises:
+        OSError: as ``open_plain``.
+    """
+    file: BinaryIO
+    with os.fdopen(open_plain(path), "rb") as file:
+        return file.read(most)
+
+
+def read_text(path: Path) -> str:
+    """The same as text.
+
+    Raises:
+        OSError: as ``open_plain``.
+        ValueError: it is no UTF-8.
+    """
+    return read_plain(path).decode("utf-8")
+
+
+def plain_folder(path: Path) -> bool:
+    """Whether there is a folder, and no link to one.
+
+    Raises:
+        OSError: there is something else.
+    """
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return False
+    if not stat.S_ISDIR(mode):
+        kind = KINDS.get(stat.S_IFMT(mode), "something else")
+        raise NotADirectoryError(errno.ENOTDIR, f"it is {kind}; a run needs a folder of its own there", str(path))
+    return True
+
+
+def in_words(error: OSError) -> str:
+    """What the system reports, with the file if it names one."""
+    text = error.strerror or str(error)
+    if not (isinstance(error.filename, str) and error.strerror):
+        return text
+    path = Path(error.filename)
+    whole = path.name[1:].rpartition(PART)[0].rpartition(".")[0] if path.name.endswith(PART) else path.name
+    return f"{path.with_name(whole or path.name)}: {text}"
 
 
 def write_atomically(path: Path, content: str | bytes, keep: Path | None = None) -> None:
@@ -22,7 +108,7 @@ def write_atomically(path: Path, content: str | bytes, keep: Path | None = None)
     Raises:
         OSError: as the system reports it; the old file is then whole, at ``path`` or at ``keep``.
     """
-    data = content.encode() if isinstance(content, str) else content
+    data = content.encode(errors="backslashreplace") if isinstance(content, str) else content  # a path may be no UTF-8
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PART)
     try:
         with os.fdopen(handle, "wb") as file:
@@ -53,9 +139,3 @@ def _flush_folder(path: Path) -> None:
             raise
     finally:
         os.close(handle)
-
-
-def remove_parts(folder: Path) -> None:
-    """Removes what ``write_atomically`` left under temporary names when it was killed."""
-    for path in folder.rglob(f".*{PART}"):
-        path.unlink(missing_ok=True)

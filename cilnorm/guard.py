@@ -19,6 +19,7 @@ import torch
 from cilnorm.checkpoint import State
 from cilnorm.engine import NonFiniteLoss
 from cilnorm.events import Teller
+from cilnorm.files import in_words, open_plain, read_plain
 from cilnorm.folder import LOCK, FolderError, RunFolder
 from cilnorm.protocol import NoBatch
 from cilnorm.registry import text_of
@@ -29,8 +30,20 @@ try:
 except ImportError:  # Windows has no such locks; what the file says must do there
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["BUSY", "STOPPING", "FolderBusy", "Interrupted", "Interruptions", "RunStopped", "busy", "held", "recorded"]
+__all__ = [
+    "BUSY",
+    "STOPPING",
+    "FolderBusy",
+    "FolderGone",
+    "Interrupted",
+    "Interruptions",
+    "RunStopped",
+    "busy",
+    "held",
+    "recorded",
+]
 
+LOCK_BYTES = 4096  # more than a name and a number take
 STATUS = 128  # plus the signal's number is what a shell reports of a command that a signal ended
 STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 BUSY = 75  # what a command exits with that found another one at work: sysexits.h's "try again later"
@@ -60,6 +73,14 @@ class RunStopped(RuntimeError):
 
     def __init__(self, cause: str, folder: Path) -> None:
         super().__init__(f"{cause}; what was done is in {folder}")
+        self.cause = cause
+
+
+class FolderGone(RunStopped):
+    """The run's folder was moved or removed while it was at work."""
+
+    def __init__(self, cause: str) -> None:
+        RuntimeError.__init__(self, cause)
         self.cause = cause
 
 
@@ -94,7 +115,9 @@ def held(folder: Path) -> Iterator[None]:
     except FolderError:
         raise
     except OSError as error:
-        raise FolderError(f"can't write the run folder {folder}: {error.strerror or error}") from error
+        reason = in_words(error) if error.filename == str(path) else error.strerror or error
+        raise FolderError(f"can't write the run folder {folder}: {reason}") from error
+    place = os.open(folder, os.O_RDONLY) if os.name == "posix" else None  # keeps its number from being given again
     try:
         owner = _owner(path)
         host = socket.gethostname()
@@ -106,20 +129,25 @@ def held(folder: Path) -> Iterator[None]:
             yield
         finally:
             with suppress(OSError):
-                path.unlink()
+                if os.path.samestat(os.fstat(handle), os.lstat(path)):  # not another's, if the folder was moved
+                    path.unlink()
     finally:
+        if place is not None:
+            os.close(place)
         os.close(handle)
 
 
 def _locked(path: Path) -> int:
     """An open, locked file; whoever unlinks it first makes the others look again."""
     while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        handle = open_plain(path, os.O_RDWR | os.O_CREAT)
         try:
             if fcntl is not None:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.exists(path) and os.path.samestat(os.fstat(handle), os.stat(path)):
-                return handle
+            if os.path.lexists(path) and os.path.samestat(os.fstat(handle), os.lstat(path)):
+                if os.fstat(handle).st_nlink == 1:
+                    return handle
+                path.unlink()  # by its other name it is some other file, and not to be written
         except BlockingIOError:
             os.close(handle)
             raise _busy(path.parent, _owner(path)) from None
@@ -132,7 +160,7 @@ def _locked(path: Path) -> int:
 def _owner(path: Path) -> dict[str, Any] | None:
     """Who says to work in the folder; None where nobody does, or where the file was cut short."""
     try:
-        owner = json.loads(path.read_bytes())
+        owner = json.loads(read_plain(path, LOCK_BYTES))
         return {"pid": int(owner["pid"]), "host": str(owner["host"])}
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
@@ -255,6 +283,10 @@ def recorded(spec: Spec, state: State, folder: RunFolder, tell: Teller, doing: s
         yield
     except BaseException as error:
         where, reason = doing or f"task {state.task + 1}, epoch {state.epoch + 1}", _cause(error, spec)
+        try:
+            folder.check_place()
+        except FolderError as gone:  # whatever it was that failed, this is why, and there is no place to say it
+            raise FolderGone(f"{where}: {gone}") from error
         told = {"where": where, "reason": reason or text_of(error)}
         stopped = isinstance(error, KeyboardInterrupt)
         with suppress(OSError):
@@ -276,7 +308,7 @@ def _cause(error: BaseException, spec: Spec) -> str:
         where = "GPU memory" if isinstance(error, torch.OutOfMemoryError) else "memory"
         return f"out of {where}: take fewer --rows ({current}:{past} now), a lower precision or a smaller backbone"
     if isinstance(error, OSError):
-        return error.strerror or str(error)
+        return in_words(error)
     if isinstance(error, RunStopped):  # a trial
         return error.cause
     return str(error) if isinstance(error, (NonFiniteLoss, NoBatch)) else ""

@@ -96,9 +96,12 @@ class Logger(Record):
 
     Attributes:
         needs: modules that must be installed for it, beside those that cilnorm itself needs.
+        files: what it writes in the run's folder, ``tensorboard/events.*`` say: ``--overwrite`` removes that, too, and
+            refuses a folder in which anything else lies.
     """
 
     needs: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
 
 
 @hookspec

@@ -8,13 +8,14 @@ who was killed when.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from cilnorm.files import write_atomically
+from cilnorm.files import open_plain, read_text, write_atomically
 from cilnorm.folder import MARK, FolderError
 from cilnorm.guard import BUSY, STOPPING, busy
 from cilnorm.registry import Registry
@@ -78,7 +79,7 @@ class Job:
     def summary(self) -> dict[str, Any]:
         """summary.json, empty where there is none."""
         try:
-            content = json.loads((self.folder / "summary.json").read_text(encoding="utf-8"))
+            content = json.loads(read_text(self.folder / "summary.json"))
         except (OSError, ValueError):
             return {}
         return content if isinstance(content, dict) else {}
@@ -140,7 +141,7 @@ def progress(folder: Path) -> float:
 def _last_events(path: Path) -> Sequence[dict[str, Any]]:
     """The log's first event, which says how many tasks there are, and its last ones, however long it is."""
     try:
-        with open(path, "rb") as file:
+        with os.fdopen(open_plain(path), "rb") as file:
             first = file.readline()
             file.seek(max(len(first), path.stat().st_size - TAIL))
             lines = [first, *file.read().splitlines()]

@@ -18,6 +18,7 @@ import copy
 import csv
 import io
 import json
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,7 +40,7 @@ from cilnorm.folder import FolderError, RunFolder
 from cilnorm.network import Network
 from cilnorm.protocol import Part, Protocol, plan_epoch
 from cilnorm.registry import Registry
-from cilnorm.spec import Spec, read_spec
+from cilnorm.spec import Spec
 from cilnorm.streams import generator
 
 if TYPE_CHECKING:
@@ -75,24 +76,33 @@ def bn_bias(
     data_root: Path | None = None,
     registry: Registry | None = None,
     tell: Callable[[str], None] = lambda text: None,
+    out: Path | None = None,
 ) -> Probe:
-    """Probes a finished run; writes ``probes/bn-bias.json``, ``.csv``, ``.png`` and ``.svg`` into its folder.
+    """Probes a finished run; writes ``bn-bias.json``, ``.csv``, ``.png`` and ``.svg``, and changes nothing of the run.
 
     Args:
+        out: the folder of these files; ``probes/`` in the run's own by default.
         epochs: passes over the images of all tasks, for the variants that train.
         lr: their learning rate; a tenth of the run's own by default. Momentum and weight decay are the run's.
         tell: hears a line about each step.
 
     Raises:
-        FolderError: the run is not finished.
+        FolderError: the run is not finished, or ``out`` can't be written.
         SpecError, DatasetError, CheckpointError: it can't be loaded.
     """
     registry = registry or registries.load()
-    spec = read_spec(folder / "spec.yaml", registry)
+    spec = RunFolder(folder).read_spec(registry)
+    out = out or folder / "probes"
+    try:  # to know before the work whether its result has a place
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise FolderError(f"can't write {out}: {error.strerror or error}; give --out another folder") from error
     parts = assemble(spec, registry, pick_device(device), data_root)
     tasks = parts.stream.tasks[: spec.stop_after]
     saved = Checkpoints(RunFolder(folder).checkpoints, {"spec": spec.key, "images": parts.images.digest})
-    if saved.read(parts.net, parts.stream.tasks)[0].task < len(tasks):
+    if saved.read(parts.net, parts.stream.tasks, only_look=True)[0].task < len(tasks):
         raise FolderError(f"{folder} is not finished; `cilnorm resume {folder}` goes on")
     lr = spec.schedule.lr / 10 if lr is None else lr
     work = _Work(spec, replace(parts, net=parts.net.eval()), tasks, registry)
@@ -107,7 +117,7 @@ def bn_bias(
     layers = work.layers() if work.keeps_averages else []
     settings = {"epochs": epochs, "lr": lr, "momentum": spec.schedule.momentum, "norm": spec.norm, "seed": spec.seed}
     probe = Probe(accuracy, layers, settings)
-    _write(probe, folder / "probes", f"{spec.method} x {spec.norm}, seed {spec.seed}")
+    _write(probe, out, f"{spec.method} x {spec.norm}, seed {spec.seed}")
     return probe
 
 
@@ -252,7 +262,6 @@ def _start_anew(layer: Any) -> None:
 
 
 def _write(probe: Probe, folder: Path, title: str) -> None:
-    folder.mkdir(exist_ok=True)
     content = {"accuracy": probe.accuracy, "layers": probe.layers, "settings": probe.settings}
     write_atomically(folder / "bn-bias.json", json.dumps(content, indent=1) + "\n")
     text = io.StringIO()

@@ -127,6 +127,11 @@ class Registry:
         return (self.norms, self.methods, self.backbones, self.datasets, self.loggers)
 
     @property
+    def logger_files(self) -> tuple[str, ...]:
+        """Patterns of the names that loggers write in a run's folder."""
+        return tuple(pattern for logger in self.loggers.values() for pattern in logger.files)
+
+    @property
     def failed(self) -> tuple[Plugin, ...]:
         """Plugins that were left out."""
         return tuple(plugin for plugin in self.plugins if plugin.error)
@@ -238,6 +243,9 @@ def _check_names(
     for kind, record in records:
         if not callable(record.build) or not isinstance(record.aliases, tuple):
             raise PluginError(f"the {kind} {record.name!r} needs a build that can be called and a tuple of aliases")
+        patterns = getattr(record, "files", ())
+        if not isinstance(patterns, tuple) or not all(isinstance(p, str) and p[:1].isalnum() for p in patterns):
+            raise PluginError(f"the {kind} {record.name!r} needs a tuple of files that begin with a letter or digit")
         for name in (record.name, *record.aliases):
             if (kind, name) in own:
                 raise PluginError(f"the {kind} {name!r} is offered twice")

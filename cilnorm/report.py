@@ -53,6 +53,8 @@ def confused(result: RunResult) -> dict[str, list[tuple[float, float]]]:
     (``new as old``); points (task, percent)."""
     curves: dict[str, list[tuple[float, float]]] = {"old as new": [], "old as other old": [], "new as old": []}
     for task, rows in enumerate(result.confusion[1:], 2):
+        if not rows:
+            continue
         counts = np.array(rows, dtype=float)
         old, new = counts[:-1], counts[-1]
         shares = (

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cilnorm.folder import MARK, FolderError, read_confusion
+from cilnorm.files import read_text
+from cilnorm.folder import MARK, FolderError, RunFolder, read_confusion
 from cilnorm.identity import renamed
 from cilnorm.values import SpecError, parsed
 
@@ -65,11 +68,10 @@ def read_result(folder: Path) -> RunResult:
     Raises:
         FolderError: there is no run, or a file of it is damaged; the message names it.
     """
-    if not (folder / MARK).is_file():
-        raise FolderError(f"{folder} holds no run: there is no {MARK}")
+    RunFolder.require(folder)
     where = folder / MARK
     try:
-        spec = parsed(where.read_text(encoding="utf-8"), str(where))
+        spec = parsed(read_text(where), str(where))
         where = folder / "accuracy.csv"
         matrix = _matrix(where)
         where = folder / "confusion.csv"
@@ -80,7 +82,9 @@ def read_result(folder: Path) -> RunResult:
         summary = _json(where)
         where = folder / "environment.json"
         environment = _json(where)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except FolderError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, csv.Error) as error:
         raise FolderError(error if isinstance(error, SpecError) else f"{where}: can't be read: {error}") from error
     if not isinstance(spec, dict) or not {"method", "norm", "seed"} <= set(spec):
         raise FolderError(f"{folder / MARK}: is no spec of a run")
@@ -88,14 +92,14 @@ def read_result(folder: Path) -> RunResult:
 
 
 def _matrix(path: Path) -> list[list[float]]:
-    if not path.is_file():
+    if not os.path.lexists(path):
         return []
-    with open(path, encoding="utf-8", newline="") as file:
-        return [[float(value) for value in row[1:] if value] for row in list(csv.reader(file))[1:]]
+    rows = list(csv.reader(io.StringIO(read_text(path))))[1:]
+    return [[float(value) for value in row[1:] if value] for row in rows]
 
 
 def _json(path: Path) -> dict[str, Any]:
-    content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    content = json.loads(read_text(path)) if os.path.lexists(path) else {}
     if not isinstance(content, dict):
         raise ValueError("expected names with values")
     return content
@@ -105,7 +109,7 @@ def _epochs(path: Path) -> list[dict[str, Any]]:
     """Epochs that a resumed run did again count once, where they were done last."""
     found: dict[tuple[Any, ...], dict[str, Any]] = {}
     before = 0.0
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+    for line in read_text(path).splitlines() if os.path.lexists(path) else ():
         try:
             event = json.loads(line)
         except ValueError:  # a line that a crash cut off

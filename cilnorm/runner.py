@@ -22,14 +22,14 @@ from cilnorm.evaluation import accuracies, class_means, embed, held_out_loss, sc
 from cilnorm.events import Teller, Watcher
 from cilnorm.feed import Feed, feed
 from cilnorm.figures import draw_figures
-from cilnorm.folder import MARK, FolderError, RunFolder, default_folder
+from cilnorm.folder import FolderError, RunFolder, default_folder
 from cilnorm.guard import Interruptions, RunStopped, held, recorded
 from cilnorm.memory import Memory, per_class
 from cilnorm.method import Phase
 from cilnorm.precision import Precision, chosen_precision, products
 from cilnorm.protocol import Part, Plan, Protocol, plan_epoch
 from cilnorm.registry import Registry
-from cilnorm.spec import Spec, read_spec
+from cilnorm.spec import Spec, to_mapping
 from cilnorm.streams import generator, initial_weights
 from cilnorm.trials import Means, choose, first_parts
 from cilnorm.tuning import answers
@@ -85,11 +85,12 @@ def run(
     means = Means(registry, pick_device(device), data_root, watch, Interruptions(checkpoint_every))
     if not (go_on and _answered(path, spec, registry)):
         if not go_on:  # else another process may be about to begin it
-            RunFolder.check(path, overwrite)
+            RunFolder.check(path, overwrite, registry.logger_files)
         parts = first_parts(means, spec)
         with held(path), means.stops:
             if not (go_on and _answered(path, spec, registry)):  # another process may have begun it meanwhile
-                return _whole(means, RunFolder.create(path, spec, overwrite), spec, parts)
+                folder = RunFolder.create(path, spec, overwrite, registry.logger_files)
+                return _whole(means, folder, spec, parts)
     return _resume(means, path)
 
 
@@ -108,7 +109,7 @@ def resume(
         SpecError, DatasetError, FolderError, CheckpointError: it can't be continued.
     """
     registry = registry or registries.load()
-    read_spec(Path(folder) / MARK, registry)  # nothing is made where no run is
+    RunFolder.require(Path(folder))  # nothing is made where no run is
     means = Means(registry, pick_device(device), data_root, watch, Interruptions(checkpoint_every))
     return _resume(means, Path(folder))
 
@@ -117,14 +118,15 @@ def _answered(path: Path, spec: Spec, registry: Registry) -> bool:
     """Whether a run of this spec is there already."""
     if not RunFolder.holds_a_run(path):
         return False
-    if not answers(read_spec(path / MARK, registry), spec, registry):
-        raise FolderError(f"{path} holds a run of another spec; give --overwrite or another --out")
+    if not answers(RunFolder(path).read_spec(registry), spec, registry):
+        raise FolderError(RunFolder.taken(path, "a run of another spec", registry.logger_files))
     return True
 
 
 def _resume(means: Means, path: Path) -> Result:
     with held(path), means.stops:
-        return _whole(means, RunFolder(path), read_spec(path / MARK, means.registry))
+        folder = RunFolder(path)
+        return _whole(means, folder, folder.read_spec(means.registry))
 
 
 def _whole(means: Means, folder: RunFolder, spec: Spec, parts: Assembly | None = None) -> Result:
@@ -162,7 +164,7 @@ def _learn(run: _Run, registry: Registry) -> Result:
     spec, parts, state, folder, tell = run.spec, run.parts, run.state, run.folder, run.tell
     names = {name: getattr(spec, name) for name in ("method", "norm", "backbone", "dataset", "preset", "seed")}
     with recorded(spec, state, folder, tell):
-        folder.write_environment(registry, parts.device, parts.images, parts.order)
+        changed = folder.write_environment(registry, parts.device, parts.images, parts.order)
         if state.task < (spec.stop_after or spec.tasks):  # who reads the summary of a finished run finds it finished
             folder.write_summary("running", state.matrix, state.by_head)
         tell(
@@ -173,6 +175,8 @@ def _learn(run: _Run, registry: Registry) -> Result:
             steps=state.steps,
             **names,
         )
+        if changed:
+            tell("warning", text=f"going on in another environment, which may change the numbers: {'; '.join(changed)}")
         for task in parts.stream.tasks[state.task : spec.stop_after]:
             tell("task", task=task.index + 1, classes=task.new, seen=task.seen, memory=len(state.memory))
             if not state.midway:
@@ -240,7 +244,7 @@ def _save(run: _Run, engine: Engine | None = None) -> None:
 
 def _checkpoints(spec: Spec, parts: Assembly, folder: RunFolder) -> Checkpoints:
     """Those of this spec and these images."""
-    return Checkpoints(folder.checkpoints, {"spec": spec.key, "images": parts.images.digest})
+    return Checkpoints(folder.checkpoints, {"spec": spec.key, "images": parts.images.digest}, to_mapping(spec))
 
 
 def _grow(run: _Run, task: Task) -> None:

@@ -10,16 +10,20 @@ from __future__ import annotations
 import hashlib
 import io
 import math
+import os
 import pickletools
 import re
 import struct
 import zipfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from cilnorm.files import open_plain, read_plain
 
 __all__ = ["Damaged", "sealed", "unsealed"]
 
@@ -64,12 +68,13 @@ def unsealed(path: Path) -> dict[str, Any]:
         OSError: it can't be read.
     """
     try:
-        raw = path.read_bytes()
+        raw = read_plain(path)
         if raw[-COMMENT_BYTES:] != _comment(raw[:-COMMENT_BYTES]):
             raise Damaged("its checksum is missing or differs")
         _look_over(raw)
         # Mapped, a tensor is a window on the file: a false claim of its size reaches nothing else and takes no memory.
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        with _named(path) as name:
+            content = torch.load(name, map_location="cpu", weights_only=True, mmap=True)
         if not isinstance(content, dict):
             raise Damaged(f"it holds a {type(content).__name__}")
         own: dict[str, Any] = _Copier(len(raw)).copy(content)
@@ -78,6 +83,17 @@ def unsealed(path: Path) -> dict[str, Any]:
         raise
     except Exception as error:  # zipfile, pickletools and torch meet damage with many kinds of error
         raise Damaged((str(error) or repr(error)).splitlines()[0]) from error
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[str]:
+    """A name for torch, which takes no path that is not UTF-8: that of the open file, where the system has such."""
+    handle = open_plain(path)
+    try:
+        name = f"/proc/self/fd/{handle}"
+        yield name if os.path.exists(name) else str(path)
+    finally:
+        os.close(handle)
 
 
 def _look_over(raw: bytes) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ import typer
 if TYPE_CHECKING:
     from cilnorm.registry import Registry
 
-__all__ = ["complain", "guarded", "loaded", "print_table", "settings_of"]
+__all__ = ["complain", "guarded", "loaded", "make_printable", "print_table", "settings_of"]
 
 
 def loaded(strict: bool, quiet: bool = False) -> Registry:
@@ -55,6 +56,13 @@ def print_table(title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, 
         table.add_row(*map(escape, row))
     console = Console()
     console.print(table) if console.is_terminal else Console(width=160).print(table)
+
+
+def make_printable() -> None:
+    """From now on a character that the terminal's encoding lacks is printed as its number, and no error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def complain(message: str) -> None:

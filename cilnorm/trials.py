@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from cilnorm.checkpoint import State
 from cilnorm.events import Teller, Watcher
 from cilnorm.folder import RunFolder
 from cilnorm.guard import Interruptions, recorded
+from cilnorm.layout import survey
 from cilnorm.registry import Registry
 from cilnorm.spec import Spec, SpecError
 from cilnorm.tuning import candidates, finished_accuracy, open_options, trial_folder, tuned
@@ -83,6 +83,7 @@ def choose(means: Means, folder: RunFolder, spec: Spec, do: Callable[[Means, Run
         chosen, trials = tuned(spec, registry, score)
         folder.write_tuning(trials)
         folder.write_spec(chosen)  # from here on the trials are not asked any more
-    for checkpoints in folder.path.glob("trials/*/checkpoints"):
-        shutil.rmtree(checkpoints, ignore_errors=True)
+    for name in survey(folder.path).own:
+        if name.startswith("trials/") and name.split("/")[2] == "checkpoints":
+            (folder.path / name).unlink(missing_ok=True)
     return chosen

@@ -208,7 +208,10 @@ BAD: dict[str, tuple[list[str], str]] = {
     "tasks": (["--spec", "tiny.yaml", "--tasks", "7"], "6 classes can't be split into 7 tasks"),
     "memory": (["--spec", "tiny.yaml", "--memory", "5"], "a memory of 5 can't hold one exemplar of each of 6 classes"),
     "no run": (["--spec", "tiny.yaml", "--out", "tiny.yaml"], "can't write the run folder tiny.yaml: Not a directory"),
-    "files": (["--spec", "tiny.yaml", "--out", "."], ". holds other files; give --out a new folder"),
+    "files": (
+        ["--spec", "tiny.yaml", "--out", "."],
+        ". holds other files, which stay as they are: damaged/, tiny.yaml; give --out a new folder",
+    ),
     "seed": (["--class-order-seed", "-1"], "class_order: a seed must be in [0, 2**32)"),
     "data": (["--preset", "cifar100", "--data-root", "damaged"], "damaged/cifar-100-python/"),
 }
@@ -232,7 +235,7 @@ def test_what_the_parser_refuses(arguments: list[str]) -> None:
 
 
 def test_a_folder_that_holds_no_run_or_a_damaged_one(finished: Result, tmp_path: Path) -> None:
-    assert complaint(cilnorm("resume", tmp_path / "none")).endswith("spec.yaml: No such file or directory")
+    assert complaint(cilnorm("resume", tmp_path / "none")).endswith("none holds no run: there is no such folder")
     checkpoint = finished.folder / "checkpoints" / "last.pt"
     checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
     assert cilnorm("resume", finished.folder).stdout.startswith("warning: ")

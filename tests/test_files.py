@@ -20,6 +20,11 @@ def test_content_is_written_and_replaces_what_was_there(content: str | bytes, tm
     assert os.listdir(tmp_path) == ["file"]
 
 
+def test_a_text_that_names_a_path_that_is_no_utf_8(tmp_path: Path) -> None:
+    write_atomically(tmp_path / "file", os.fsdecode(b"r\xfcn"))
+    assert (tmp_path / "file").read_text() == "r\\udcfcn"
+
+
 @pytest.mark.parametrize("call", ["fsync", "replace", "chmod"])
 def test_what_was_there_survives_a_failure(call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "file"

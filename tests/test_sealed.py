@@ -244,3 +244,9 @@ def attempt(tmp_path_factory: pytest.TempPathFactory, raw: bytes) -> None:
     with contextlib.suppress(Damaged):
         assert isinstance(read(path, raw), dict)
     assert resident() - before < 1 << 30
+
+
+def test_a_path_that_is_no_utf_8(tmp_path: Path) -> None:
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/r\xfcn"))
+    path.write_bytes(sealed({"a": torch.ones(2)}))
+    assert torch.equal(unsealed(path)["a"], torch.ones(2))

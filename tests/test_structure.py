@@ -17,7 +17,7 @@ from tests.conftest import ROOT
 
 # A module imports only from rows above its own, and within its row from those named in WITHIN.
 ROWS = (
-    ("hookspecs", "batch", "images", "streams", "files", "sealed", "values", "charts", "identity", "output"),
+    ("hookspecs", "batch", "images", "streams", "files", "layout", "sealed", "values", "charts", "identity", "output"),
     ("losses", "heads", "network", "registry", "orders", "options"),
     ("method", "local_similarity", "precision"),
     ("data", "memory", "protocol", "norms"),
@@ -26,7 +26,7 @@ ROWS = (
     ("capture",),
     ("spec",),
     ("grid", "published"),
-    ("assemble", "metrics", "evaluation", "environment", "folder", "checkpoint", "figures"),
+    ("assemble", "metrics", "evaluation", "environment", "records", "folder", "checkpoint", "figures"),
     ("tuning", "guard", "events"),
     ("trials",),
     ("runner",),
@@ -40,7 +40,10 @@ WITHIN = {
     "network": {"heads"},
     "local_similarity": {"method"},
     "evaluation": {"assemble"},
-    "folder": {"metrics", "environment"},
+    "folder": {"metrics", "environment", "records"},
+    "layout": {"files"},
+    "sealed": {"files"},
+    "checkpoint": {"environment"},
     "figures": {"metrics"},
     "guard": {"events"},
     "loggers": {"terminal"},

@@ -7,10 +7,12 @@ run the later of two lines on one thing is the one that counts.
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cilnorm.files import open_plain
 from cilnorm.hookspecs import Logger, hookimpl
 
 COLUMNS = ("seconds", "task", "phase", "epoch", "name", "value")
@@ -29,10 +31,10 @@ class CsvLogger:
             for name, value in numbers(event)
         ]
         if lines:
-            fresh = not self._path.exists()
-            with open(self._path, "a", encoding="utf-8", newline="") as file:
+            handle = open_plain(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+            with os.fdopen(handle, "a", encoding="utf-8", newline="") as file:
                 writer = csv.writer(file, lineterminator="\n")
-                writer.writerows([COLUMNS, *lines] if fresh else lines)
+                writer.writerows(lines if os.fstat(handle).st_size else [COLUMNS, *lines])
 
 
 def numbers(event: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
@@ -47,4 +49,4 @@ def numbers(event: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
 
 @hookimpl
 def cilnorm_loggers() -> Sequence[Logger]:
-    return [Logger("csv", CsvLogger)]
+    return [Logger("csv", CsvLogger, files=("log.csv",))]

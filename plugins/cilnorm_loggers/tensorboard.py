@@ -49,4 +49,6 @@ class TensorBoardLogger:
 
 @hookimpl
 def cilnorm_loggers() -> Sequence[Logger]:
-    return [Logger("tensorboard", TensorBoardLogger, needs=("tensorboard",))]
+    return [
+        Logger("tensorboard", TensorBoardLogger, needs=("tensorboard",), files=("tensorboard/events.out.tfevents.*",))
+    ]
