@@ -11,6 +11,7 @@ import typer
 
 from cilnorm.cli_care import commands as care
 from cilnorm.cli_results import commands, run_seeds
+from cilnorm.cli_show import commands as showing
 from cilnorm.terminal import complain, guarded, loaded, print_table, settings_of
 
 if TYPE_CHECKING:
@@ -23,9 +24,9 @@ __all__ = ["app", "main"]
 app = typer.Typer(
     help="Any normalisation layer with any class-incremental method on any backbone.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(showing)
 app.add_typer(commands)
 app.add_typer(care)
 Name = Annotated[str | None, typer.Option()]
@@ -34,16 +35,35 @@ Strict = Annotated[bool, typer.Option("--strict", help="A plugin that can't be l
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 LoggerNames = Annotated[list[str] | None, typer.Option("--logger", help="csv, tensorboard, ...; may be repeated.")]
 DataRoot = Annotated[Path | None, typer.Option(help="Folder in which data sets lie; also CILNORM_DATA.")]
-Every = Annotated[str | None, typer.Option(metavar="60s", help="Save within epochs, too: 60s, 5m, 1h.")]
+Every = Annotated[
+    str | None, typer.Option(metavar="60s", help="Save within epochs, too, after so much time: 60s, 5m, 1h; 60 is 60s.")
+]
 Deterministic = Annotated[bool, typer.Option("--deterministic", help="The same bits on a GPU, too, if more slowly.")]
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        print(f"cilnorm {version('cilnorm')}")
+        raise typer.Exit
+
+
+@app.callback()
+def about(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and stop.")
+    ] = False,
+) -> None:
+    """Any normalisation layer with any class-incremental method on any backbone."""
 
 
 @app.command("run")
 def run_command(
-    method: Annotated[str | None, typer.Option(help="See `cilnorm list`.")] = None,
-    norm: Annotated[str | None, typer.Option(help="See `cilnorm list`.")] = None,
-    backbone: Annotated[str | None, typer.Option(help="See `cilnorm list`.")] = None,
-    dataset: Annotated[str | None, typer.Option(help="See `cilnorm list`.")] = None,
+    method: Annotated[str | None, typer.Option(help="See `cilnorm list` and `cilnorm show`.")] = None,
+    norm: Annotated[str | None, typer.Option(help="See `cilnorm list` and `cilnorm show`.")] = None,
+    backbone: Annotated[str | None, typer.Option(help="See `cilnorm list` and `cilnorm show`.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="See `cilnorm list` and `cilnorm show`.")] = None,
     preset: Annotated[str, typer.Option(help="Where all other values come from.")] = "quick",
     spec: Annotated[Path | None, typer.Option(help="Repeat the run of this spec.yaml instead of a preset.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any hyperparameter.")] = None,
@@ -61,7 +81,7 @@ def run_command(
     data_root: DataRoot = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run; a new one under runs/ by default.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run that is in --out.")] = False,
-    seeds: Annotated[str | None, typer.Option(help="Several runs, one a seed: 0,1,2.")] = None,
+    seeds: Annotated[str | None, typer.Option(help="Several runs, one a seed: 0,1,2 or 0-4.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="How many of them at a time.")] = 1,
     go_on: Annotated[
         bool, typer.Option("--resume", help="Continue the run that is in --out, if it is the same.")

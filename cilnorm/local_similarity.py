@@ -76,11 +76,11 @@ class LocalSimilarity(Method):
     training mode, so running statistics of norms follow the balanced rows, as they do in the authors' code.
 
     Attributes:
-        proxies: a class (section 3.2).
-        scale: η at the start; the authors' 1.
-        margin: of the NCA loss (section 3.2). Inert, see ``losses.nca``.
-        balanced_epochs: length of the second phase; the authors' 20 of 160.
-        balanced_lr: its rate; the authors' 0.05 of 0.1.
+        proxies (K, section 3.2): weight vectors of each class.
+        scale (η, section 3.2): factor on the similarities at the start, learned from there; the authors' 1.
+        margin (δ, section 3.2): of the NCA loss. It cancels and changes nothing, see ``losses.nca``.
+        balanced_epochs: length of the second phase as a part of the run's epochs; the authors' 20 of 160.
+        balanced_lr: its learning rate as a factor on the run's; the authors' 0.05 of 0.1.
     """
 
     signed_embedding: ClassVar[bool] = True

@@ -38,7 +38,7 @@ class NoBatch(ValueError):
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a run departs, or does not, from the paper.
+    """In what a run differs, or does not, from the paper.
 
     Attributes:
         current_rows: where the current rows of a batch come from: the ``task``, or the ``union`` of the task and the

@@ -72,7 +72,7 @@ class Plugin:
 
 @dataclass(frozen=True)
 class Shelf(Mapping[str, R], Generic[R]):
-    """Records of one kind by name; aliases find them too, iteration shows each once.
+    """Records of one kind by name; aliases and capitals find them too, iteration shows each once.
 
     Raises:
         UnknownName: from ``shelf[name]``, naming the nearest and what there is.
@@ -83,8 +83,9 @@ class Shelf(Mapping[str, R], Generic[R]):
     sources: Mapping[str, str] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> R:
+        asked = name.casefold()  # names are lower case, and people write TBBN
         for record in self.records.values():
-            if name == record.name or name in record.aliases:
+            if asked == record.name or asked in record.aliases:
                 return record
         raise UnknownName(nearest(self.kind, name, self.records))
 

@@ -13,7 +13,7 @@ import numpy as np
 import yaml
 
 from cilnorm import charts
-from cilnorm.figures import bars_figure, curves_figure, matrix_figure, save
+from cilnorm.figures import PERCENT, bars_figure, curves_figure, matrix_figure, save
 from cilnorm.metrics import as_matrix, average_per_task, forgetting_per_task
 from cilnorm.results import RunResult, by_label, differing, flat
 from cilnorm.table import spread
@@ -28,6 +28,7 @@ Chart = dict[str, Any]
 def report(results: Sequence[RunResult], title: str = "") -> str:
     """The page of some runs; those that differ in their seed alone share a colour."""
     from jinja2 import Environment
+    from markupsafe import Markup
 
     groups = by_label(results)
     content = {
@@ -44,7 +45,7 @@ def report(results: Sequence[RunResult], title: str = "") -> str:
     }
     page = (files("cilnorm") / "page.html").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(page).render(content)
+    return environment.from_string(page).render(content, mark=lambda number: Markup(charts.legend_mark(number)))
 
 
 def confused(result: RunResult) -> dict[str, list[tuple[float, float]]]:
@@ -66,7 +67,7 @@ def confused(result: RunResult) -> dict[str, list[tuple[float, float]]]:
 
 
 def draw(results: Sequence[RunResult], folder: Path) -> list[Path]:
-    """The charts that papers show, as PNG and SVG; returns their paths.
+    """The charts that papers show, as PNG, SVG and PDF; returns their paths.
 
     Raises:
         OSError: they can't be written.
@@ -76,7 +77,7 @@ def draw(results: Sequence[RunResult], folder: Path) -> list[Path]:
     paths = []
     for name, (title, curves) in zip(("accuracy", "newest", "first"), _accuracies(groups).items(), strict=True):
         if curves:
-            paths += save(curves_figure(curves, "tasks learned", "accuracy (%)", title), folder, name)
+            paths += save(curves_figure(curves, "tasks learned", "accuracy (%)", title, PERCENT), folder, name)
     if any((heights := _forgotten(groups)).values()):
         paths += save(bars_figure(heights, "task", "forgotten (points)"), folder, "forgetting")
     for label, members in groups.items():
@@ -85,7 +86,8 @@ def draw(results: Sequence[RunResult], folder: Path) -> list[Path]:
     curves = {label: [c for c in (confused(run)["old as new"] for run in of) if c] for label, of in groups.items()}
     curves = {label: found for label, found in curves.items() if found}
     if curves:
-        paths += save(curves_figure(curves, "tasks learned", "old images called new (%)"), folder, "old-as-new")
+        figure = curves_figure(curves, "tasks learned", "old images called new (%)", limits=PERCENT)
+        paths += save(figure, folder, "old-as-new")
     return paths
 
 

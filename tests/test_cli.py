@@ -23,7 +23,7 @@ from tests import fake
 from tests.conftest import ROOT, TINY
 from tests.strangers import distribute, norm
 
-COMMANDS = ("run", "resume", "list", "plugins", "bench", "table", "report", "compare", "probe")
+COMMANDS = ("run", "resume", "list", "show", "plugins", "bench", "table", "report", "compare", "probe")
 
 
 @pytest.fixture(autouse=True)
@@ -144,6 +144,101 @@ def test_a_sick_plugin_is_mentioned_and_strict_makes_it_an_error(tmp_path: Path)
     assert done.stderr == "cilnorm: plugin 'stranger_sick' of stranger 1.0: ZeroDivisionError: division by zero\n"
 
 
+def test_names_are_taken_in_capitals_too() -> None:
+    asked = ("--norm", "TBBN", "--method", "LUCIR", "--backbone", "ResNet32", "--dataset", "Numerals")
+    done = cilnorm("run", "--dry-run", *asked, "--preset", "QUICK", "--protocol", "Released")
+    values = yaml.safe_load(done.stdout)
+    assert [values[part] for part in ("norm", "method", "backbone", "dataset")] == [
+        "tbbn", "lucir", "resnet32", "numerals",
+    ]  # fmt: skip
+    assert (values["preset"], values["protocol"]["epoch"]) == ("quick", "cycle")
+
+
+def test_the_version() -> None:
+    from importlib.metadata import version
+
+    assert cilnorm("--version").stdout == f"cilnorm {version('cilnorm')}\n"
+
+
+def test_a_shell_completes_commands() -> None:
+    code = "import sys; sys.argv[:] = ['cilnorm']; from cilnorm.cli import main; main()"
+    asked = {"_CILNORM_COMPLETE": "complete_bash", "COMP_WORDS": "cilnorm sh", "COMP_CWORD": "1"}
+    environment = {**os.environ, **asked}
+    call = [sys.executable, "-c", code]
+    done = subprocess.run(call, env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["show"]
+
+
+# One thing and its options
+
+
+def test_show_has_all_that_can_be_set_about_lucir() -> None:
+    lines = cilnorm("show", "UCIR").stdout.splitlines()
+    assert lines[0].startswith("method lucir: Cosine classifier")
+    assert "  paper: https://doi.org/10.1109/CVPR.2019.00092" in lines
+    assert "  aliases: ucir" in lines
+    assert any(line.startswith("  distribution: cilnorm 0.") for line in lines)
+    assert "  with --protocol released: imprint false, protocol.current_rows union" in lines
+    [less_forget] = [line.split() for line in lines if line.lstrip().startswith("less_forget")]
+    assert less_forget[:7] == ["less_forget", "5.0", "number", "λ_base", "section", "4.1", "weight"]
+    assert "    L = CE(σ cos(f, w))" in "\n".join(lines)
+
+
+def test_show_says_whether_a_norm_must_know_the_composition() -> None:
+    assert "must know the composition of a batch: yes" in cilnorm("show", "tbbn").stdout
+    assert "must know the composition of a batch: no" in cilnorm("show", "bn").stdout
+    assert "chosen on held-out images unless set: groups among 4, 8, 16, 32" in cilnorm("show", "cn*").stdout
+
+
+def test_show_has_a_data_set_and_a_preset_of_one_name_and_the_sections() -> None:
+    page = cilnorm("show", "cifar100").stdout
+    assert "dataset cifar100: CIFAR-100" in page
+    assert "preset cifar100: the protocol of Cha et al." in page
+    [epochs] = [line.split() for line in page.splitlines() if "schedule.epochs" in line]
+    assert epochs[:3] == ["schedule.epochs", "160", "1"]
+    assert "weight_decay" in cilnorm("show", "schedule").stdout
+    assert complaint(cilnorm("show", "lucri")).startswith(
+        "no method, norm, backbone, data set or preset called 'lucri'"
+    )
+
+
+def test_show_knows_every_name_and_every_option_has_a_meaning() -> None:
+    registry = load()
+    for name in [*(name for shelf in registry.shelves for name in shelf), *read_settings().presets, "spec", "protocol"]:
+        result = cilnorm("show", name)
+        assert result.exit_code == 0, (name, result.output)
+        assert "(not described)" not in result.stdout, name
+
+
+def test_show_reads_what_a_strangers_plugin_says(tmp_path: Path) -> None:
+    source = '''
+from torch import nn
+from cilnorm.hookspecs import Norm, hookimpl
+
+class Theirs(nn.BatchNorm2d):
+    """A norm of theirs.
+
+    Args:
+        strength (κ, equation 3): how strongly
+            it acts.
+    """
+    def __init__(self, num_features, eps=1e-5, *, strength: int = 7, secret=1):
+        super().__init__(num_features, eps)
+
+@hookimpl
+def cilnorm_norms():
+    return [Norm("theirs", Theirs)]
+'''
+    distribute(tmp_path / "site", "stranger", {"stranger_norm": source})
+    done = in_a_process("show", "theirs", path=tmp_path / "site")
+    assert done.returncode == 0, done.stderr
+    [row] = [line.split() for line in done.stdout.splitlines() if line.lstrip().startswith("strength")]
+    assert row[:7] == ["strength", "7", "whole", "number", "κ", "equation", "3"]
+    assert "how strongly it acts." in done.stdout
+    assert done.stdout.count("(not described)") == 1  # the secret one
+    assert "distribution: stranger 1.0" in done.stdout
+
+
 # Specs
 
 
@@ -192,6 +287,19 @@ BAD: dict[str, tuple[list[str], str]] = {
     "preset": (["--preset", "cifar"], "no preset called 'cifar'; did you mean 'cifar100'? there are "),
     "protocol": (["--protocol", "x"], "no protocol called 'x'; there are corrected, released"),
     "key": (["--set", "moment=1"], "no key called 'moment'; did you mean "),
+    "symbol": (
+        ["--method", "lucir", "--set", "lambda=3"],
+        "lucir calls λ_base `less_forget`; `cilnorm show lucir` lists its options",
+    ),
+    "greek": (["--method", "eeil", "--set", "τ=3"], "eeil calls τ `temperature`; `cilnorm show eeil` lists"),
+    "symbol of none": (["--set", "tau=3"], "ft has no tau, though eeil calls τ `temperature`, ssil calls τ `temp"),
+    "two symbols": (["--method", "podnet", "--set", "lambda=3"], "podnet calls λ_c `spatial` and λ_f `flat`;"),
+    "another method's": (
+        ["--set", "method.less_forget=3"],
+        "ft has no option 'less_forget', though lucir has one; `cilnorm show ft` lists its options",
+    ),
+    "another norm's": (["--set", "groups=3"], "bn has no option 'groups', though cn, cn*, tbbn+cn, gn have one;"),
+    "another program's": (["--set", "learning_rate=1"], "no key called 'learning_rate'; did you mean 'lr'? there are "),
     "value": (["--set", "lr=fast"], "schedule.lr: expected float, found 'fast'"),
     "no value": (["--set", "lr"], "--set takes KEY=VALUE, not 'lr'"),
     "no key": (["--set", "=1"], "--set takes KEY=VALUE, not '=1'"),
@@ -288,10 +396,15 @@ def test_a_run_and_its_resumption(spec_file: str, tmp_path: Path) -> None:
     for words in ("ft x tbbn x tiny x blobs, 3 tasks, seed 0", "task  3:", "A_f", "forgetting", "A_l"):
         assert words in result.stdout
     assert result.stdout.splitlines()[-1].startswith("run ")
-    assert sorted(os.listdir(tmp_path / "run" / "figures")) == ["accuracy.png", "matrix.png"]
+    assert sorted(os.listdir(tmp_path / "run" / "figures")) == [
+        "accuracy.pdf", "accuracy.png", "matrix.pdf", "matrix.png",
+    ]  # fmt: skip
     again = cilnorm("resume", "run")
     assert again.exit_code == 0
     assert result.stdout.splitlines()[-2].split("  (")[0] == again.stdout.splitlines()[-2].split("  (")[0]
+    rows = [line for line in result.stdout.splitlines() if line.startswith("task ")]
+    assert [line for line in again.stdout.splitlines() if line.startswith("task ")] == rows[-3:]
+    assert [row.split(":")[0] for row in rows[-3:]] == ["task  1", "task  2", "task  3"]
 
 
 def test_a_run_without_out_has_a_folder_of_its_own(spec_file: str, tmp_path: Path) -> None:

@@ -17,10 +17,10 @@ from tests.conftest import ROOT
 
 # A module imports only from rows above its own, and within its row from those named in WITHIN.
 ROWS = (
-    ("hookspecs", "batch", "images", "streams", "files", "sealed", "values", "charts"),
-    ("losses", "heads", "network", "registry"),
+    ("hookspecs", "batch", "images", "streams", "files", "sealed", "values", "text"),
+    ("losses", "heads", "network", "registry", "charts"),
     ("method", "local_similarity", "precision"),
-    ("data", "memory", "protocol", "norms"),
+    ("data", "memory", "protocol", "norms", "options"),
     ("feed",),
     ("engine",),
     ("capture",),
@@ -32,7 +32,7 @@ ROWS = (
     ("jobs", "table", "probe"),
     ("workers", "board", "results", "progress", "terminal", "loggers", "export", "doctor"),
     ("report", "comparison", "slurm"),
-    ("cli_results", "cli_care"),
+    ("cli_results", "cli_care", "cli_show"),
     ("cli",),
 )
 WITHIN = {

@@ -29,9 +29,14 @@ from cilnorm.network import Network
 
 @dataclass(frozen=True)
 class AFC(LocalSimilarity):
-    """Local similarity classifier, maps held by importance."""
+    """Local similarity classifier, maps held by importance.
 
-    consolidation: float = 4.0  # λ, authors' options for CIFAR-100; 10 on ImageNet
+    Attributes:
+        consolidation (λ): weight of the term that keeps important channels; authors' options for CIFAR-100; 10 on
+            ImageNet.
+    """
+
+    consolidation: float = 4.0
 
     def loss(self, step: Step) -> dict[str, Tensor]:
         terms = {"nca": nca(step.out.logits, step.batch.targets, self.margin)}

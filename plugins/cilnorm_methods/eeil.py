@@ -28,7 +28,19 @@ from cilnorm.method import Method, Phase, Step, Tail
 
 @dataclass(frozen=True)
 class EEIL(Method):
-    """Cross-distilled loss, then balanced fine-tuning."""
+    """Cross-distilled loss, then balanced fine-tuning.
+
+    Attributes:
+        distillation (λ): weight of the distillation; the paper has no such weight, FACIL has.
+        temperature (τ, section 3.2): of the distillation's softmax.
+        distil_newest: whether the first phase distils the newest old task.
+        balanced_epochs (section 3.3): length of the second phase as a part of the run's epochs; paper: 30 of 40; FACIL
+            and the TBBN experiments: 40 of 160.
+        balanced_lr (section 3.3): its learning rate as a factor on the run's; paper: a tenth; FACIL and the TBBN
+            experiments: a hundredth.
+        balanced_rows: what its batches hold: equally many images of every class, or current and past rows as before.
+        gradient_noise (η): noise on every gradient; paper: 0.3; FACIL and the TBBN experiments leave it out.
+    """
 
     released: ClassVar[Mapping[str, Any]] = {
         "distil_newest": False,
@@ -37,13 +49,13 @@ class EEIL(Method):
         "protocol.drop_last": True,
     }
 
-    distillation: float = 1.0  # λ; section 3.2 has no such weight, FACIL has
-    temperature: float = 2.0  # τ, section 3.2
-    distil_newest: bool = True  # whether the first phase distils the newest old task
-    balanced_epochs: float = 0.25  # paper: 30 of 40; FACIL and the TBBN experiments: 40 of 160
-    balanced_lr: float = 0.01  # paper: a tenth; FACIL and the TBBN experiments: a hundredth
+    distillation: float = 1.0
+    temperature: float = 2.0
+    distil_newest: bool = True
+    balanced_epochs: float = 0.25
+    balanced_lr: float = 0.01
     balanced_rows: Literal["balanced", "mixed"] = "balanced"
-    gradient_noise: float = 0.0  # η, paper: 0.3; FACIL and the TBBN experiments leave it out
+    gradient_noise: float = 0.0
 
     def phases(self, task: Task) -> tuple[Phase, ...]:
         main = Phase(gradient_noise=self.gradient_noise)

@@ -91,6 +91,14 @@ class BatchNormBase(BatchDependent, _NormBase):
 
     It is no ``BatchNorm2d`` itself, because ``convert_sync_batchnorm`` and its like replace every one that they meet by
     a layer that lacks whatever a subclass adds.
+
+    Args:
+        num_features: C.
+        eps (ε): added to the variance.
+        momentum: weight of a new batch in the running averages; null (None) for the mean of all batches.
+        affine: whether there are a learned scale γ and shift β of each channel.
+        track_running_stats: whether running averages are kept for evaluation.
+        device, dtype: of parameters and buffers.
     """
 
     counts: bool = True  # batches, in num_batches_tracked; a cumulative average (momentum None) always does

@@ -53,12 +53,12 @@ class GroupNorm2d(nn.GroupNorm):
 
     Args:
         num_features: C.
-        eps: added to the variance.
+        eps (ε): added to the variance.
         momentum, track_running_stats: ignored; there are no averages.
         affine: whether there are γ and β (C,).
         device, dtype: of γ and β.
-        groups: G.
-        channels_per_group: C / G; takes the place of ``groups``. More than C means one group.
+        groups (G): into which the channels of an image are cut.
+        channels_per_group: C / G, channels of a group; takes the place of ``groups``. More than C means one group.
 
     Raises:
         ValueError: groups that don't divide the channels.

@@ -24,7 +24,7 @@ class InstanceNorm2d(GroupNorm2d):
 
     Args:
         num_features: C.
-        eps: added to the variance.
+        eps (ε): added to the variance.
         momentum, track_running_stats: ignored; there are no averages.
         affine: whether there are γ and β (C,).
         device, dtype: of γ and β.

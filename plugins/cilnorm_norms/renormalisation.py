@@ -32,7 +32,7 @@ class BatchRenorm2d(BatchDependent):
 
     Args:
         num_features: C.
-        eps: added to the standard deviation.
+        eps (ε): added to the standard deviation.
         momentum: weight of a new batch in the running averages.
         affine: whether there are γ and β.
         track_running_stats: must be true.

@@ -34,7 +34,7 @@ class SwitchNorm2d(BatchDependent):
 
     Args:
         num_features: C.
-        eps: added to the variance.
+        eps (ε): added to the variance.
         momentum: weight of the new value in the running averages.
         affine: whether there are γ and β.
         track_running_stats: without, evaluation uses the batch's own statistics.
