@@ -88,7 +88,7 @@ def run_command(
     ] = False,
     checkpoint_every: Every = None,
     deterministic: Deterministic = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved spec and stop.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Do all but train, and print the spec.")] = False,
     strict: Strict = False,
     debug: Debug = False,
 ) -> None:
@@ -103,10 +103,11 @@ def run_command(
     def work() -> None:
         registry = loaded(strict)
         chosen = _chosen(registry, preset, spec, {**asked, **settings_of(set_ or [])})
+        how = _how(checkpoint_every, deterministic)
+        where: dict[str, Any] = {"device": device, "data_root": data_root, "registry": registry}
+        where |= {"overwrite": overwrite, "go_on": go_on}
         if dry_run:
-            from cilnorm.spec import to_yaml
-
-            print(to_yaml(chosen), end="")
+            _rehearse(chosen, out, seeds, logger or [], where)
             return
         if seeds:
             flags = _flags(device, data_root, logger, checkpoint_every, deterministic)
@@ -114,8 +115,7 @@ def run_command(
             return
         from cilnorm.runner import run
 
-        how = {**_how(checkpoint_every, deterministic), "device": device, "data_root": data_root, "registry": registry}
-        _watched(lambda watch: run(chosen, out, **how, watch=watch, overwrite=overwrite, go_on=go_on), logger, registry)
+        _watched(lambda watch: run(chosen, out, **how, **where, watch=watch), logger, registry)
 
     guarded(work, debug)
 
@@ -197,6 +197,21 @@ def bench(
     runpy.run_module(f"benchmarks.{name}", run_name="__main__", alter_sys=True)
 
 
+def _rehearse(spec: Spec, out: Path | None, seeds: str | None, loggers: list[str], how: dict[str, Any]) -> None:
+    """Refuses what a run would refuse, and prints the spec."""
+    from dataclasses import replace
+
+    from cilnorm.cli_results import seed_list
+    from cilnorm.loggers import Loggers
+    from cilnorm.rehearsal import rehearse
+    from cilnorm.spec import to_yaml
+
+    Loggers(loggers, how["registry"])
+    first = replace(spec, seed=seed_list(seeds)[0]) if seeds else spec
+    rehearse(first, None if seeds else out, **how)
+    print(to_yaml(spec), end="")
+
+
 def _flags(
     device: str, data_root: Path | None, loggers: list[str] | None, checkpoint_every: str | None, deterministic: bool
 ) -> list[str]:
@@ -231,7 +246,7 @@ def _watched(go: Callable[[Any], Result], loggers: list[str] | None, registry: R
 
     with Loggers(loggers or [], registry) as logging, Display() as display:
         result = go([display, logging])
-    print(f"{result.folder}  (figures/accuracy.png, figures/matrix.png)")
+    print(f"{result.folder}  (figures/: accuracy and matrix, as .png and .pdf)")
 
 
 def main() -> None:

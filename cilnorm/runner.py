@@ -23,16 +23,17 @@ from cilnorm.evaluation import accuracies, class_means, embed, held_out_loss, sc
 from cilnorm.events import Teller, Watcher
 from cilnorm.feed import Feed, feed
 from cilnorm.figures import draw_figures
-from cilnorm.folder import FolderError, RunFolder, default_folder
+from cilnorm.folder import RunFolder, default_folder
 from cilnorm.guard import Interruptions, RunStopped, held, recorded
 from cilnorm.memory import Memory, per_class
 from cilnorm.method import Phase
 from cilnorm.precision import Precision, chosen_precision, products
 from cilnorm.protocol import Part, Plan, Protocol, plan_epoch
 from cilnorm.registry import Registry
+from cilnorm.rehearsal import assembled, check_same
 from cilnorm.spec import Spec, read_spec
 from cilnorm.streams import generator, initial_weights
-from cilnorm.tuning import Trial, answers, tuned
+from cilnorm.tuning import Trial, tuned
 
 __all__ = ["Result", "RunStopped", "resume", "run"]
 
@@ -83,15 +84,14 @@ def run(
     registry = registry or registries.load()
     path = Path(out) if out else default_folder(spec)
     if go_on and RunFolder.holds_a_run(path):
-        if not answers(read_spec(path / "spec.yaml", registry), spec, registry):
-            raise FolderError(f"{path} holds a run of another spec; give --overwrite or another --out")
+        check_same(path, spec, registry)
         return resume(
             path, device=device, data_root=data_root, registry=registry, watch=watch, checkpoint_every=checkpoint_every
         )
     on = pick_device(device)
     RunFolder.check(path, overwrite)
     spec, trials = _tuned(spec, registry, on, data_root, watch)
-    parts = assemble(spec, registry, on, data_root)
+    parts = assembled(spec, registry, on, data_root)
     with held(path):
         folder = RunFolder.create(path, spec, overwrite)
         if trials:

@@ -61,7 +61,8 @@ class Spec:
             of exemplars. With ``nme`` the head is scored too, and log and summary have that under ``by_head``.
         train_per_class: use only so many training images of a class; None for all.
         precision, engine: see ``cilnorm.precision`` and ``cilnorm.capture``; the engine decides the time alone.
-        seed: of everything random but the order of classes, which ``class_order_seed`` draws.
+        seed: of everything random but the order of classes.
+        class_order_seed: of the order of classes.
     """
 
     method: str

@@ -322,6 +322,61 @@ BAD: dict[str, tuple[list[str], str]] = {
 }
 
 
+UNTRAINABLE: dict[str, tuple[list[str], str]] = {
+    **{name: BAD[name] for name in ("device", "tasks", "memory", "no run", "files", "data", "epochs", "ratio", "spec")},
+    "below a file": (["--spec", "tiny.yaml", "--out", "tiny.yaml/run"], "can't write the run folder tiny.yaml/run: "),
+    "classes": (["--spec", "tiny.yaml", "--set", "classes=7"], "blobs has 6 classes, not 7"),
+    "memory of a set": (["--memory", "5"], "a memory of 5 can't hold one exemplar of each of 100 classes"),
+    "too many rows": (
+        ["--spec", "tiny.yaml", "--rows", "1:1000000"],
+        "rows 1:1000000: a batch of 1000001 rows, but 144 training images",
+    ),
+    "no batch": (
+        ["--spec", "tiny.yaml", "--rows", "48:16", "--protocol", "released"],
+        "task 1, phase main: no batch of 64 rows can be filled from [44] images",
+    ),
+    "splits": (
+        ["--spec", "tiny.yaml", "--norm", "tbbn", "--set", "splits=5"],
+        "task 2, phase main: 12 current rows can't be cut into 5 splits",
+    ),
+    "groups": (["--spec", "tiny.yaml", "--norm", "gn", "--set", "groups=7"], "8 channels can't be cut into 7 groups"),
+    "engine": (["--spec", "tiny.yaml", "--device", "cpu", "--set", "engine=graph"], "engine graph needs a CUDA device"),
+    "logger": (["--spec", "tiny.yaml", "--logger", "cvs"], "no logger called 'cvs'; did you mean 'csv'?"),
+    "often": (["--spec", "tiny.yaml", "--checkpoint-every", "often"], "--checkpoint-every: expected a duration"),
+    "seeds": (["--spec", "tiny.yaml", "--seeds", "1,1"], "--seeds takes different whole numbers"),
+}
+
+
+@pytest.mark.parametrize("more", [[], ["--dry-run"]], ids=["run", "dry run"])
+@pytest.mark.parametrize("case", UNTRAINABLE)
+def test_a_dry_run_refuses_what_a_run_refuses(case: str, more: list[str], spec_file: str, tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged" / "cifar-100-python"
+    damaged.mkdir(parents=True)
+    for name in ("meta", "train", "test"):
+        (damaged / name).write_bytes(b"\x80\x02}")
+    arguments, message = UNTRAINABLE[case]
+    assert complaint(cilnorm("run", *arguments, *more)).startswith(message)
+    assert sorted(os.listdir(tmp_path)) == ["damaged", "tiny.yaml"]  # nothing was begun
+
+
+def test_a_dry_run_tries_what_is_to_be_chosen_for_whether_it_fits(spec_file: str) -> None:
+    done = cilnorm("run", "--dry-run", "--spec", spec_file, "--norm", "cn*")
+    assert yaml.safe_load(done.stdout)["norm_options"] == {}
+    none = cilnorm("run", "--dry-run", "--spec", spec_file, "--norm", "cn*", "--set", "groups=5")
+    assert complaint(none).startswith("8 channels can't be cut into 5 groups")
+
+
+def test_a_bare_number_of_checkpoint_every_is_seconds(spec_file: str, tmp_path: Path) -> None:
+    from cilnorm.values import seconds
+
+    assert seconds("60", "x") == seconds("60s", "x") == 60
+    done = cilnorm(
+        "run", "--spec", spec_file, "--epochs", "1", "--tasks", "1", "--checkpoint-every", "60", "--out", "r"
+    )
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "r" / "checkpoints" / "last.pt").is_file()
+
+
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_one_line_and_status_2(case: str, spec_file: str, tmp_path: Path) -> None:
     damaged = tmp_path / "damaged" / "cifar-100-python"

@@ -27,7 +27,7 @@ ROWS = (
     ("spec",),
     ("grid", "published"),
     ("assemble", "metrics", "evaluation", "environment", "folder", "checkpoint", "figures"),
-    ("tuning", "guard", "events"),
+    ("tuning", "guard", "events", "rehearsal"),
     ("runner",),
     ("jobs", "table", "probe"),
     ("workers", "board", "results", "progress", "terminal", "loggers", "export", "doctor"),
@@ -42,6 +42,7 @@ WITHIN = {
     "folder": {"metrics", "environment"},
     "figures": {"metrics"},
     "guard": {"events"},
+    "rehearsal": {"tuning"},
 }
 FOR_PLUGINS = {name for row in ROWS[:3] for name in row} - {"registry"}
 PLUGINS = ("cilnorm_norms", "cilnorm_methods", "cilnorm_backbones", "cilnorm_datasets", "cilnorm_loggers")
