@@ -72,10 +72,16 @@ def run_command(
     tasks: Annotated[int | None, typer.Option(help="Into how many tasks the classes are split.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Epochs a task; milestones scale along.")] = None,
     memory: Annotated[int | None, typer.Option(help="Exemplars kept in all.")] = None,
-    rows: Annotated[str | None, typer.Option(help="Current:past rows of a batch, 48:16 say.")] = None,
-    classifier: Annotated[str | None, typer.Option(help="head, or nme: nearest mean of exemplars.")] = None,
+    rows: Annotated[
+        str | None, typer.Option(help="Images of the current task and of past ones in a batch, 48:16 say.")
+    ] = None,
+    classifier: Annotated[
+        str | None, typer.Option(help="head: the network's outputs; nme: the class with the nearest mean of exemplars.")
+    ] = None,
     train_per_class: Annotated[int | None, typer.Option(help="Use so many training images of a class.")] = None,
-    protocol: Annotated[str | None, typer.Option(help="corrected (the paper) or released (its code).")] = None,
+    protocol: Annotated[
+        str | None, typer.Option(help="corrected: as the paper says; released: as its code does.")
+    ] = None,
     logger: LoggerNames = None,
     device: Device = "auto",
     data_root: DataRoot = None,

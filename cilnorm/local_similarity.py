@@ -1,6 +1,6 @@
 """What methods with a local similarity classifier share: how it starts, what of it moves, and when.
 
-https://arxiv.org/abs/2004.13513, section 3.2 and appendix; departures of that paper's code, which this follows, are
+https://arxiv.org/abs/2004.13513, section 3.2 and appendix; differences of that paper's code, which this follows, are
 named where they occur. A method on this base adds its own objective.
 """
 
@@ -84,7 +84,7 @@ class LocalSimilarity(Method):
     """
 
     signed_embedding: ClassVar[bool] = True
-    # The code of these papers is their authors' own, which knows nothing of the departures of the TBBN experiments.
+    # The code of these papers is their authors' own, which knows nothing of the differences of the TBBN experiments.
     released: ClassVar[Mapping[str, Any]] = {
         "protocol.epoch": "passes",
         "protocol.validation": 0.0,

@@ -129,7 +129,7 @@ class Display:
             self._print_matrix()
         self._print(f"{_figures(event)}  ({event['steps']} steps, {event['seconds']:.0f} s)")
         if "by_head" in event:
-            self._print(f"{_figures(event['by_head'])}  (by the head, beside the nearest mean of exemplars)")
+            self._print(f"{_figures(event['by_head'])}  (by the head; above: by the nearest mean of exemplars, NME)")
 
 
 def _mean(row: Sequence[float]) -> float:

@@ -1,7 +1,7 @@
 """The order of tasks, and which rows a phase trains on.
 
-``Protocol`` names every point in which the released code of TBBN (github.com/csm9493/TaskBalancedBN) departs from the
-paper. The defaults are the paper as it is written (``protocol: corrected``); ``RELEASED`` switches the departures on.
+``Protocol`` names every point in which the released code of TBBN (github.com/csm9493/TaskBalancedBN) differs from the
+paper. The defaults are the paper as it is written (``protocol: corrected``); ``RELEASED`` switches the differences on.
 """
 
 from __future__ import annotations

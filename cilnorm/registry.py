@@ -1,4 +1,4 @@
-"""Plugins -> shelves of records.
+"""Plugins -> records by kind and name.
 
 ``load`` looks through the entry points of the group ``cilnorm``, checks each plugin on its own and returns a value;
 there is no global registry. A plugin that can't be used is reported and left out; it never takes the others down.

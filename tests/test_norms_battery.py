@@ -1,4 +1,4 @@
-"""What every norm on the shelf must survive, a stranger's as well: one list of properties, run over the registry."""
+"""What every norm must survive, a stranger's as well: one list of properties, run over the registry."""
 
 from __future__ import annotations
 

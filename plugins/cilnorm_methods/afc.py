@@ -4,9 +4,9 @@
 
 Kang et al., "Class-Incremental Learning by Knowledge Distillation with Adaptive Feature Consolidation", CVPR 2022,
 https://arxiv.org/abs/2204.00895, section 3. Classifier, its start and both phases are those of PODNet, as in the paper.
-Follows the authors' code, which distils nothing at the embedding: its importance is measured there and never used. One
-departure of ours: the pass that measures importance runs in training mode, on batch statistics, as the authors' code
-does, but on a copy, so it does not move the network's running statistics.
+Follows the authors' code, which distils nothing at the embedding: its importance is measured there and never used.
+Different here: the pass that measures importance runs in training mode, on batch statistics, as the authors' code does,
+but on a copy, so it does not move the network's running statistics.
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ class BatchDependent(nn.Module):
     def synchronise(self, process_group: Any = None) -> None:
         """From now on, in training, the batch is what all processes of the group hold together (None: all there are).
 
-        Every process must hold the same number of rows, and be told the composition of its own.
+        Every process must hold the same number of rows, and know the composition of its own.
         """
         self.synchronised, self.process_group = True, process_group
 

@@ -5,7 +5,7 @@
 Wu and He, "Group Normalization", 2018, https://arxiv.org/abs/1803.08494. Nothing depends on the batch, so training and
 evaluation are the same and there are no averages.
 
-Departure: the default of 8 groups is that of continual normalisation, since the paper's 32 divide few small networks'
+Different: the default of 8 groups is that of continual normalisation, since the paper's 32 divide few small networks'
 channels. The released code of the TBBN paper counts channels per group, 16, and has no γ and β: ask for
 ``channels_per_group=16, affine=False``.
 """
