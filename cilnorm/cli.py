@@ -38,6 +38,11 @@ DataRoot = Annotated[Path | None, typer.Option(help="Folder in which data sets l
 Every = Annotated[
     str | None, typer.Option(metavar="60s", help="Save within epochs, too, after so much time: 60s, 5m, 1h; 60 is 60s.")
 ]
+Classifier = Annotated[
+    str | None, typer.Option(help="head: the network's outputs; nme: the class with the nearest mean of exemplars.")
+]
+Rows = Annotated[str | None, typer.Option(help="Images of the current task and of past ones in a batch, 48:16 say.")]
+ProtocolName = Annotated[str | None, typer.Option(help="corrected: as the paper says; released: as its code does.")]
 Deterministic = Annotated[bool, typer.Option("--deterministic", help="The same bits on a GPU, too, if more slowly.")]
 
 
@@ -72,16 +77,10 @@ def run_command(
     tasks: Annotated[int | None, typer.Option(help="Into how many tasks the classes are split.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Epochs a task; milestones scale along.")] = None,
     memory: Annotated[int | None, typer.Option(help="Exemplars kept in all.")] = None,
-    rows: Annotated[
-        str | None, typer.Option(help="Images of the current task and of past ones in a batch, 48:16 say.")
-    ] = None,
-    classifier: Annotated[
-        str | None, typer.Option(help="head: the network's outputs; nme: the class with the nearest mean of exemplars.")
-    ] = None,
+    rows: Rows = None,
+    classifier: Classifier = None,
     train_per_class: Annotated[int | None, typer.Option(help="Use so many training images of a class.")] = None,
-    protocol: Annotated[
-        str | None, typer.Option(help="corrected: as the paper says; released: as its code does.")
-    ] = None,
+    protocol: ProtocolName = None,
     logger: LoggerNames = None,
     device: Device = "auto",
     data_root: DataRoot = None,

@@ -36,7 +36,8 @@ def report(results: Sequence[RunResult], title: str = "") -> str:
         "about": _about(results),
         "metrics_note": "In %, among all classes seen. A_f: mean accuracy after the last task. A_a: mean accuracy over "
         "the tasks learned so far, averaged over the times after each task. F: forgetting, mean over all tasks; "
-        "forgetting: over the old ones. A_l: accuracy on each task right after learning it. BWT: backward transfer. A heading sorts its table.",
+        "forgetting: over the old ones. A_l: accuracy on each task right after learning it. BWT: backward transfer. "
+        "A heading sorts its table.",
         "groups": _group_table(groups) if len(results) > len(groups) else None,
         "runs": _run_table(results),
         "differences": _difference_table(groups) if len(groups) > 1 else None,
