@@ -93,6 +93,7 @@ def curves_figure(
         limits: of the y axis; by default those of the curves.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(5.2, 3.6), layout="constrained")
     axes = figure.subplots()
@@ -106,6 +107,7 @@ def curves_figure(
         if len(curves) > 1:
             axes.fill_between(x, y.min(0), y.max(0), color=colour, alpha=0.15, linewidth=0)
     axes.set(xlabel=x_label, ylabel=y_label, title=title, ylim=limits)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))  # tasks and epochs are whole
     _plain(axes)
     return figure
 

@@ -175,7 +175,7 @@ def _learn(run: _Run, registry: Registry) -> Result:
             tasks=spec.stop_after or spec.tasks,
             notice=parts.images.notice,
             steps=state.steps,
-            matrix=state.matrix,
+            matrix=list(state.matrix),
             **names,
         )
         for task in parts.stream.tasks[state.task : spec.stop_after]:

@@ -49,6 +49,7 @@ def test_curves_differ_in_their_marker_as_well_as_in_their_colour() -> None:
     assert len({marker for _, marker in looks[:8]}) == 8
     assert len(set(looks)) == 20
     assert axes.get_ylim() == (0, 100)
+    assert all(tick == round(tick) for tick in axes.get_xticks())
 
 
 def test_drawing_needs_no_display_and_keeps_no_figure_open(tmp_path: Path) -> None:
