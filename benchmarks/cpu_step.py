@@ -2,12 +2,14 @@
 
     python -m benchmarks.cpu_step --data-root DATA        real CIFAR-100; random images of its size without
     python -m benchmarks.cpu_step --rounds 61
+    python -m benchmarks.cpu_step --only ft+bn "ft+bn bf16" "ft+tbbn bf16"
 
 A step is one of FT in the tenth task of ten classes on CIFAR-100, all of it: 48 current and 16 past rows are drawn,
 cropped, resized, mirrored and normalised; then forward, loss, backward, clip and SGD, on one thread. The plain loop has
 two data loaders with torchvision's transforms, the same network with torch's ``BatchNorm2d`` in torch's default layout,
-and reads the loss every step. ``compiled`` is ``engine: compile``. Each contestant is a process of its own; a round is
-a step of each, one after another in turns, in seconds of processor time, and a ratio is the median over rounds of the
+and reads the loss every step. ``compiled`` is ``engine: compile``; ``bf16`` is ``precision: bf16``, of use only where
+the processor has instructions for it (avx512_bf16, amx_bf16). Each contestant is a process of its own; a round is a
+step of each, one after another in turns, in seconds of processor time, and a ratio is the median over rounds of the
 quotient within a round.
 """
 
@@ -27,6 +29,7 @@ CURRENT, PAST, TASKS = 48, 16, 10
 WARM_UP = 3  # the first compiles; what it compiled may want another look at the second
 Step = Callable[[], None]
 EngineName = Literal["eager", "compile"]
+PrecisionName = Literal["fp32", "bf16"]
 
 
 def stream(root: Path | None, norm: str, backbone: str) -> Any:
@@ -48,7 +51,7 @@ def stream(root: Path | None, norm: str, backbone: str) -> Any:
     return spec, parts, memory
 
 
-def ours(root: Path | None, norm: str, backbone: str, engine: EngineName) -> Step:
+def ours(root: Path | None, norm: str, backbone: str, engine: EngineName, precision: PrecisionName) -> Step:
     """A step as the runner takes it, the epoch's plan shared among its steps."""
     import torch
 
@@ -61,7 +64,8 @@ def ours(root: Path | None, norm: str, backbone: str, engine: EngineName) -> Ste
 
     spec, parts, memory = stream(root, norm, backbone)
     task = parts.stream.tasks[-1]
-    made = engine_class(engine, torch.device("cpu"))(parts.net, parts.method, task, Phase(), spec.schedule, None)
+    kind = engine_class(engine, torch.device("cpu"))
+    made = kind(parts.net, parts.method, task, Phase(), spec.schedule, None, precision=precision)
     sources = [Part(parts.stream.train(task), CURRENT, "current"), Part(memory, PAST, "past")]
 
     def endless() -> Iterator[None]:
@@ -75,8 +79,8 @@ def ours(root: Path | None, norm: str, backbone: str, engine: EngineName) -> Ste
     return lambda: next(steps)
 
 
-def plain(root: Path | None, norm: str, backbone: str, engine: EngineName) -> Step:
-    """A step of the loop that one would write without this package; ``engine`` is ours alone."""
+def plain(root: Path | None, norm: str, backbone: str, engine: EngineName, precision: PrecisionName) -> Step:
+    """A step of the loop that one would write without this package; ``engine`` and ``precision`` are ours alone."""
     import torch
     from PIL import Image
     from torch.utils.data import DataLoader, Dataset
@@ -136,16 +140,20 @@ def plain(root: Path | None, norm: str, backbone: str, engine: EngineName) -> St
     return step
 
 
-CONTESTANTS: dict[str, tuple[Any, str, EngineName]] = {
-    "plain": (plain, "bn", "eager"),
-    "ft+bn": (ours, "bn", "eager"),
-    "ft+tbbn": (ours, "tbbn", "eager"),
-    "ft+bn compiled": (ours, "bn", "compile"),
-    "ft+tbbn compiled": (ours, "tbbn", "compile"),
+CONTESTANTS: dict[str, tuple[Any, str, EngineName, PrecisionName]] = {
+    "plain": (plain, "bn", "eager", "fp32"),
+    "ft+bn": (ours, "bn", "eager", "fp32"),
+    "ft+tbbn": (ours, "tbbn", "eager", "fp32"),
+    "ft+bn bf16": (ours, "bn", "eager", "bf16"),
+    "ft+tbbn bf16": (ours, "tbbn", "eager", "bf16"),
+    "ft+bn compiled": (ours, "bn", "compile", "fp32"),
+    "ft+tbbn compiled": (ours, "tbbn", "compile", "fp32"),
 }
 RATIOS = (
     ("plain", "ft+bn"),
     ("ft+tbbn", "ft+bn"),
+    ("ft+tbbn bf16", "ft+bn"),
+    ("ft+tbbn bf16", "ft+bn bf16"),
     ("plain", "ft+bn compiled"),
     ("ft+tbbn compiled", "ft+bn compiled"),
 )
@@ -157,8 +165,8 @@ def contestant(name: str, root: Path | None, backbone: str, pipe: Connection) ->
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    make, norm, engine = CONTESTANTS[name]
-    step = make(root, norm, backbone, engine)
+    make, norm, engine, precision = CONTESTANTS[name]
+    step = make(root, norm, backbone, engine, precision)
     for _ in range(WARM_UP):
         step()
     pipe.send(0.0)
@@ -168,17 +176,17 @@ def contestant(name: str, root: Path | None, backbone: str, pipe: Connection) ->
         pipe.send(time.process_time() - start)
 
 
-def race(root: Path | None, backbone: str, rounds: int) -> dict[str, list[float]]:
+def race(root: Path | None, backbone: str, rounds: int, only: Sequence[str] = ()) -> dict[str, list[float]]:
     """Seconds of every step of every contestant; who begins a round changes."""
     context = multiprocessing.get_context("spawn")
-    pipes, processes = {}, []
-    for name in CONTESTANTS:
+    pipes, processes, names = {}, [], list(only or CONTESTANTS)
+    for name in names:
         pipes[name], theirs = context.Pipe()
         processes.append(context.Process(target=contestant, args=(name, root, backbone, theirs), daemon=True))
         processes[-1].start()
         theirs.close()
         pipes[name].recv()
-    names, seconds = list(CONTESTANTS), {name: [] for name in CONTESTANTS}
+    seconds: dict[str, list[float]] = {name: [] for name in names}
     for number in range(rounds):
         for name in names[number % len(names) :] + names[: number % len(names)]:
             pipes[name].send(True)
@@ -202,9 +210,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--data-root", type=Path, help="folder of CIFAR-100; random images if left out")
     parser.add_argument("--rounds", type=int, default=31)
     parser.add_argument("--backbone", default="resnet32")
+    parser.add_argument("--only", nargs="+", choices=list(CONTESTANTS), metavar="NAME", help="; ".join(CONTESTANTS))
     given = parser.parse_args(argv)
-    seconds = race(given.data_root, given.backbone, given.rounds)
-    found = {f"{over} / {under}": quotients(seconds[over], seconds[under]) for over, under in RATIOS}
+    seconds = race(given.data_root, given.backbone, given.rounds, given.only or ())
+    pairs = [(over, under) for over, under in RATIOS if over in seconds and under in seconds]
+    found = {f"{over} / {under}": quotients(seconds[over], seconds[under]) for over, under in pairs}
     for name, each in seconds.items():
         print(f"{name}: {1000 * statistics.median(each):.0f} ms a step")
     for name, each in found.items():

@@ -30,13 +30,19 @@ VARIANTS: dict[str, dict[str, Any]] = {"tbbn": {"splits": "exact"}}
 Run = Callable[[], None]
 
 
-def step(layer: nn.Module, shape: Sequence[int], device: str, channels_last: bool = False) -> Run:
+def step(
+    layer: nn.Module,
+    shape: Sequence[int],
+    device: str,
+    channels_last: bool = False,
+    dtype: torch.dtype = torch.float32,
+) -> Run:
     """A function that runs the layer forward and backward once on the same values."""
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    x = torch.randn(*shape, device=device).contiguous(memory_format=layout).requires_grad_()
-    g = torch.randn(*shape, device=device).contiguous(memory_format=layout)
+    x = torch.randn(*shape, device=device).to(dtype).contiguous(memory_format=layout).requires_grad_()
+    g = torch.randn(*shape, device=device).to(dtype).contiguous(memory_format=layout)
     layer.to(device).train()
-    set_composition(layer, COMPOSITION)
+    set_composition(layer, COMPOSITION, expect_listeners=False)
 
     def run() -> None:
         torch.autograd.grad(layer(x), [x, *layer.parameters()], g)

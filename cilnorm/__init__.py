@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cilnorm import registry
-    from cilnorm.batch import Composition, set_composition
+    from cilnorm.batch import Composition, CompositionWarning, set_composition
     from cilnorm.norms import convert_norms, norm_act_factory, norm_factory
     from cilnorm.progress import Display
     from cilnorm.runner import resume, run
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Composition",
+    "CompositionWarning",
     "Display",
     "Spec",
     "convert_norms",
@@ -36,6 +37,7 @@ __all__ = [
 
 _HOMES = {
     "Composition": "batch",
+    "CompositionWarning": "batch",
     "set_composition": "batch",
     "convert_norms": "norms",
     "norm_act_factory": "norms",

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
 
+from cilnorm.batch import CompositionAware, CompositionWarning
 from cilnorm.capture import engine_class
 from cilnorm.data import Augmentation, Pixels
 from cilnorm.images import ImageSet
 from cilnorm.method import Method
 from cilnorm.network import Network
 from cilnorm.protocol import Stream, class_order, task_sizes
-from cilnorm.registry import Registry
+from cilnorm.registry import Registry, contained
 from cilnorm.spec import Spec, SpecError
 from cilnorm.streams import initial_weights
 
@@ -57,30 +59,56 @@ def pick_device(name: str = "auto") -> torch.device:
     return device
 
 
+def _order(spec: Spec, classes: int) -> list[int]:
+    """The labels of all ``classes`` classes, or more than a run learns, in the order of learning."""
+    given = spec.class_order
+    if not isinstance(given, tuple):
+        return class_order(classes, spec.seed if given is None else given)
+    if max(given) >= classes:
+        raise SpecError(f"class_order names the label {max(given)}; {spec.dataset} has the labels 0 .. {classes - 1}")
+    wanted = classes if spec.classes is None else spec.classes
+    if len(given) < wanted:
+        raise SpecError(f"class_order names {len(given)} of {wanted} classes; give all, or set classes={len(given)}")
+    return list(given)
+
+
 def assemble(spec: Spec, registry: Registry, device: torch.device, data_root: Path | None = None) -> Assembly:
     """Builds what a spec names.
 
     Raises:
         SpecError: a part can't be built with these options.
         DatasetError: the images are missing or damaged.
+
+    Warns:
+        CompositionWarning: the norm wants to know what batches are made of, and no layer of the network listens.
     """
-    images = registry.datasets[spec.dataset].build(data_root, **spec.dataset_options)
+    with contained(f"the data set {spec.dataset}"):
+        images = registry.datasets[spec.dataset].build(data_root, **spec.dataset_options)
     if spec.classes is not None and spec.classes > images.classes:
         raise SpecError(f"{spec.dataset} has {images.classes} classes, not {spec.classes}")
-    order = class_order(images.classes, spec.class_order_seed)[: spec.classes]
+    order = _order(spec, images.classes)[: spec.classes]
     if spec.memory < len(order):
         raise SpecError(f"a memory of {spec.memory} can't hold one exemplar of each of {len(order)} classes")
-    method: Method = registry.methods[spec.method].build(**spec.method_options)
+    with contained(f"the method {spec.method}"):
+        method: Method = registry.methods[spec.method].build(**spec.method_options)
     try:
         engine_class(spec.engine, device)
         sizes = task_sizes(len(order), spec.tasks)
         norm = partial(registry.norms[spec.norm].build, **spec.norm_options)
-        with initial_weights(spec.seed):
+        with initial_weights(spec.seed), contained(f"the network {spec.backbone} with {spec.norm}"):
             build = registry.backbones[spec.backbone].build
             backbone = build(norm, signed_embedding=method.signed_embedding, **spec.backbone_options)
             net = Network(backbone, method.head(backbone.dim)).to(device).to(memory_format=torch.channels_last)
     except (ValueError, TypeError) as error:
         raise SpecError(str(error)) from error
+    if registry.norms[spec.norm].composition_aware and not any(isinstance(m, CompositionAware) for m in net.modules()):
+        warnings.warn(
+            f"the norm {spec.norm} is composition-aware, but no layer of {spec.backbone} with it listens; derive the "
+            "layer's class from cilnorm.batch.CompositionAware, and let the backbone build its norms with what it is "
+            "given",
+            CompositionWarning,
+            stacklevel=2,
+        )
     stream = Stream(
         images.train_labels,
         images.test_labels,

@@ -5,11 +5,14 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor, nn
 
-__all__ = ["Batch", "Composition", "CompositionAware", "Task", "set_composition"]
+__all__ = ["Batch", "Composition", "CompositionAware", "CompositionWarning", "Task", "set_composition"]
 
 
 @dataclass(frozen=True)
@@ -95,16 +98,58 @@ class Batch:
         return slice(self.composition.current, self.composition.rows)
 
 
+class CompositionWarning(UserWarning):
+    """Training goes on, but a layer can hardly do what it is there for; the message says why and what to do."""
+
+
 class CompositionAware(nn.Module):
-    """A module that wants to know what the next training batches are made of."""
+    """A module that wants to know what the next training batches are made of.
+
+    Attributes:
+        doubt: why the module can hardly do what it is there for with what it was told last, and what to do; ``compose``
+            sets it. ``set_composition`` makes a warning of it.
+    """
+
+    doubt: str | None = None
 
     def compose(self, composition: Composition) -> None:
         """Takes what is needed from ``composition``; called outside ``forward``, so plain integers can be kept."""
         raise NotImplementedError
 
 
-def set_composition(model: nn.Module, composition: Composition) -> None:
-    """Tells every composition-aware module inside ``model``, as ``model.train()`` tells the mode."""
-    for module in model.modules():
-        if isinstance(module, CompositionAware):
-            module.compose(composition)
+def set_composition(model: nn.Module, composition: Composition, *, expect_listeners: bool = True) -> None:
+    """Tells every composition-aware module inside ``model``, as ``model.train()`` tells the mode.
+
+    Args:
+        expect_listeners: whether a model without such a module is worth a warning.
+
+    Warns:
+        CompositionWarning: once a model and reason: nobody listens, or a layer can't balance such batches.
+    """
+    listeners = [module for module in model.modules() if isinstance(module, CompositionAware)]
+    for listener in listeners:
+        listener.compose(composition)
+    if expect_listeners and not listeners:
+        _warn_once(
+            model,
+            "nobody listens",
+            f"no layer of this {type(model).__name__} listens to set_composition, so it told nobody; give the model "
+            'such layers first, by norm_layer=norm_factory("tbbn") or convert_norms(model, "tbbn"), and mind that '
+            "convert_sync_batchnorm and the like may have replaced them",
+        )
+    doubt = next((listener.doubt for listener in listeners if listener.doubt), None)
+    if doubt:
+        _warn_once(model, "doubt", doubt)
+
+
+_WARNED: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()  # of which model was said what
+
+
+def _warn_once(model: nn.Module, reason: str, text: str) -> None:
+    """Warns the caller's caller, unless the same was said of the model before; never in a compiled graph."""
+    if torch.compiler.is_compiling():
+        return
+    said = _WARNED.setdefault(model, set())
+    if reason not in said:
+        said.add(reason)
+        warnings.warn(text, CompositionWarning, stacklevel=3)

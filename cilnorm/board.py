@@ -35,6 +35,7 @@ class Board:
         self._parts = dict.fromkeys(todo, 0.0)
         self._before = {job: progress(job.folder) for job in todo}
         self._running: set[Job] = set()
+        self._busy: set[Job] = set()
         self._began, self._looked = time.monotonic(), 0.0
         self._live: Live | None = None
 
@@ -60,8 +61,14 @@ class Board:
             self._live.stop()
 
     def __call__(self, job: Job, what: str) -> None:
-        """Hears that a job was ``started``, is ``running`` or ``ended``."""
-        if what == "ended":
+        """Hears that a job was ``started``, is ``running``, has ``ended``, or that others are ``busy`` with it."""
+        if what == "busy":
+            self._busy.add(job)
+        else:
+            self._busy.discard(job)
+        if what == "busy":
+            self._running.discard(job)
+        elif what == "ended":
             self._running.discard(job)
             self._parts[job] = 1.0
         else:
@@ -80,7 +87,7 @@ class Board:
     def _line(self, job: Job, what: str) -> None:
         done = sum(job.state == "finished" for job in self._jobs)
         text = f"[{done}/{len(self._jobs)}] {job.label}, seed {job.spec.seed}: "
-        text += "started" if what == "started" else self._outcome(job)
+        text += "started" if what == "started" else job.unfinished if what == "busy" else self._outcome(job)
         self.console.print(escape(text), soft_wrap=True)
 
     def _outcome(self, job: Job) -> str:
@@ -115,6 +122,8 @@ class Board:
         if job in self._running:
             return Text(f"{self._parts[job]:.0%}", STYLES["running"])
         state = job.state
+        if job in self._busy and state != "finished":
+            return Text("busy", STYLES["waiting"])
         if state == "finished":
             return Text(f"{job.summary['A_f']:.2f}", STYLES[state])
         waits = state == "new" or (job in self._parts and self._parts[job] < 1)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,10 +18,14 @@ from cilnorm.batch import Batch
 from cilnorm.engine import Engine
 from cilnorm.feed import Feed
 
-__all__ = ["CapturedEngine", "CompiledEngine", "EngineName", "engine_class"]
+__all__ = ["CaptureRefused", "CapturedEngine", "CompiledEngine", "EngineName", "engine_class"]
 
 EngineName = Literal["auto", "eager", "graph", "compile"]
 WARM_UP = 3  # steps before the capture: kernels are chosen and compiled, and buffers made, outside it
+
+
+class CaptureRefused(RuntimeWarning):
+    """A step could not be captured and is taken eagerly; the message says why."""
 
 
 def engine_class(name: EngineName, device: torch.device) -> type[Engine]:
@@ -101,14 +106,15 @@ class CapturedEngine(Engine):
         key = feed.composition, feed.indices.shape
         self.net.observe(feed.composition)
         if key not in self._recordings and not self._refused:
-            before = _Snapshot(self)
+            before, reason = _Snapshot(self), ""
             try:
                 self._recordings[key] = self._record(feed)
-            except RuntimeError as error:
-                self._refused = True
-                reason = (str(error) or type(error).__name__).splitlines()[0]
-                warnings.warn(f"this step can't be captured ({reason}); going on eagerly", RuntimeWarning, stacklevel=2)
+            except Exception as error:  # of CUDA or of a compiler; what is the step's own comes up again
+                self._refused, reason = True, _reason(error)
             before.restore()
+            if self._refused:
+                text = f"this step can't be captured ({reason}); going on eagerly"
+                warnings.warn(text, CaptureRefused, stacklevel=2)
         return self._recordings.get(key) if not self._refused else None
 
     def _record(self, feed: Feed) -> _Recording:
@@ -129,15 +135,67 @@ class CapturedEngine(Engine):
         with torch.random.fork_rng(devices=[self.device]), torch.cuda.device(self.device):
             stream = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                for _ in range(WARM_UP):
-                    first_step()
-                _without_waiting(first_step)
-            torch.cuda.current_stream().wait_stream(stream)
+            try:
+                with torch.cuda.stream(stream):
+                    for _ in range(WARM_UP):
+                        first_step()
+                    _without_waiting(first_step)
+            finally:  # what is undone after a failure must not overtake what the warm-up still does
+                torch.cuda.current_stream().wait_stream(stream)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                step()
+            _capture(graph, step)
         return graph.replay
+
+
+def _capture(graph: Any, step: Callable[[], None]) -> None:
+    """Captures a step; where that fails, puts torch back into the state before.
+
+    ``torch.cuda.graph`` leaves by ``CUDAGraph.capture_end``, and where that raises, as it does once a capture is
+    invalid, nothing after it happens: the side stream stays current, the allocator goes on serving the graph's pool
+    (and returns nothing that other streams have used), and the device's generator counts as captured, so that the next
+    random number outside a capture is an internal error.
+    """
+    device, stream, pool = torch.cuda.current_device(), torch.cuda.current_stream(), torch.cuda.graph_pool_handle()
+    generator = torch.cuda.default_generators[device]
+    state = generator.clone_state()  # a copy that no graph knows
+    cause: Exception | None = None
+    try:
+        with torch.cuda.graph(graph, pool=pool):
+            try:
+                step()
+            except Exception as error:
+                cause = error
+                raise
+    except BaseException:
+        torch.cuda.set_stream(stream)
+        with suppress(RuntimeError):
+            graph.reset()  # in newer versions of torch this ends and releases the pool
+        _end_pool(device, pool)
+        generator.graphsafe_set_state(state.graphsafe_get_state())
+        with suppress(RuntimeError):  # an error of the capture that CUDA reports late
+            torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        if cause is not None:
+            raise cause from None  # ``capture_end`` says no more than that something went wrong
+        raise
+
+
+def _end_pool(device: int, pool: Any) -> None:
+    """Lets the allocator forget a graph's pool, if it still serves it; there is no public function for that."""
+    names = ("_cuda_endAllocateToPool", "_cuda_endAllocateCurrentStreamToPool")  # the second is that of torch 2.6
+    end = next((found for found in (getattr(torch._C, name, None) for name in names) if found), None)
+    release = getattr(torch._C, "_cuda_releasePool", None)
+    if end and release:
+        with suppress(RuntimeError):  # it serves the pool no more
+            end(device, pool)
+            release(device, pool)
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what went wrong; with its class, where that says more than that something did."""
+    line = next(iter(str(error).strip().splitlines()), "")
+    kind = type(error).__name__
+    return line if line and isinstance(error, RuntimeError) else f"{kind}: {line}" if line else kind
 
 
 def _without_waiting(step: Callable[[], None]) -> None:
@@ -174,6 +232,6 @@ class CompiledEngine(Engine):
         except Exception as error:  # whatever a compiler raises; what is not its fault comes up again below
             before.restore()
             self.net.backbone._compiled_call_impl = None
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            warnings.warn(f"the backbone can't be compiled ({reason}); going on eagerly", RuntimeWarning, stacklevel=2)
+            text = f"the backbone can't be compiled ({_reason(error)}); going on eagerly"
+            warnings.warn(text, RuntimeWarning, stacklevel=2)
             super().update(batch)

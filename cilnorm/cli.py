@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import typer
 from cilnorm.cli_care import commands as care
 from cilnorm.cli_results import commands, run_seeds
 from cilnorm.cli_show import commands as showing
+from cilnorm.output import lasting_output
 from cilnorm.terminal import complain, guarded, loaded, print_table, settings_of
 
 if TYPE_CHECKING:
@@ -42,7 +44,13 @@ Classifier = Annotated[
     str | None, typer.Option(help="head: the network's outputs; nme: the class with the nearest mean of exemplars.")
 ]
 Rows = Annotated[str | None, typer.Option(help="Images of the current task and of past ones in a batch, 48:16 say.")]
-ProtocolName = Annotated[str | None, typer.Option(help="corrected: as the paper says; released: as its code does.")]
+ProtocolName = Annotated[
+    str | None, typer.Option(help="corrected: our reading of the paper; released: as its code runs.")
+]
+Order = Annotated[
+    str | None,
+    typer.Option("--class-order", "--class-order-seed", help="A seed (1993), a list (3,1,2) or a file of labels."),
+]
 Deterministic = Annotated[bool, typer.Option("--deterministic", help="The same bits on a GPU, too, if more slowly.")]
 
 
@@ -72,8 +80,8 @@ def run_command(
     preset: Annotated[str, typer.Option(help="Where all other values come from.")] = "quick",
     spec: Annotated[Path | None, typer.Option(help="Repeat the run of this spec.yaml instead of a preset.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any hyperparameter.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of everything random but the order of classes.")] = None,
-    class_order_seed: Annotated[int | None, typer.Option(help="Of the order of classes.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of everything random.")] = None,
+    class_order: Order = None,
     tasks: Annotated[int | None, typer.Option(help="Into how many tasks the classes are split.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Epochs a task; milestones scale along.")] = None,
     memory: Annotated[int | None, typer.Option(help="Exemplars kept in all.")] = None,
@@ -100,7 +108,7 @@ def run_command(
     """Learn a sequence of tasks and print the accuracy matrix as it grows."""
     asked = {
         "method": method, "norm": norm, "backbone": backbone, "dataset": dataset, "seed": seed,
-        "class_order_seed": class_order_seed, "tasks": tasks, "epochs": epochs, "memory": memory, "rows": rows,
+        "class_order": class_order, "tasks": tasks, "epochs": epochs, "memory": memory, "rows": rows,
         "classifier": classifier, "train_per_class": train_per_class, "protocol": protocol,
     }  # fmt: skip
     asked = {key: value for key, value in asked.items() if value is not None}
@@ -208,8 +216,8 @@ def _rehearse(spec: Spec, out: Path | None, seeds: str | None, loggers: list[str
 
     from cilnorm.cli_results import seed_list
     from cilnorm.loggers import Loggers
-    from cilnorm.rehearsal import rehearse
     from cilnorm.spec import to_yaml
+    from cilnorm.trials import rehearse
 
     Loggers(loggers, how["registry"])
     first = replace(spec, seed=seed_list(seeds)[0]) if seeds else spec
@@ -255,5 +263,14 @@ def _watched(go: Callable[[Any], Result], loggers: list[str] | None, registry: R
 
 
 def main() -> None:
-    """Entry point of the command ``cilnorm``."""
-    app()
+    """Entry point of the command ``cilnorm``; a reader that goes away ends nothing."""
+    with lasting_output() as below:
+        try:
+            app()
+        except SystemExit as end:
+            sys.stdout.flush()
+            if below.error is None or below.error.errno in (errno.EPIPE, errno.EIO):  # who went away wants no more
+                raise
+            complain(f"can't write standard output: {below.error.strerror}")
+            on_the_disk = sys.argv[1:2] in (["run"], ["resume"], ["table"])  # their results lie there, whole
+            raise SystemExit(end.code if on_the_disk else end.code or 1) from None

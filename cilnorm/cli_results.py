@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -87,12 +88,21 @@ def table(
                 _submit(jobs, launcher, retry_failed, options(device, data_root), settings_of(cluster or []))
         finally:
             _write(home, wanted, jobs, f"{chosen.name}, preset {preset}", chosen.about)
-        failed = [job for job in jobs if job.state == "failed"]
-        if failed:
-            complain(f"{len(failed)} of {len(jobs)} runs failed; see {runs}/*.log, and try again with --retry-failed")
-            raise typer.Exit(1)
+        _complain_of(jobs, f"see {runs}/*.log, and try again with --retry-failed")
 
     guarded(work, debug)
+
+
+def _complain_of(jobs: Sequence[Job], hint: str) -> None:
+    """Ends the command with status 1 if a job is not finished."""
+    states = [job.state for job in jobs]
+    failed, open_ = states.count("failed"), len(states) - states.count("finished") - states.count("failed")
+    if failed:
+        complain(f"{failed} of {len(jobs)} runs failed; {hint}")
+    if open_:
+        complain(f"{open_} of {len(jobs)} runs are not finished; the same command goes on")
+    if failed or open_:
+        raise typer.Exit(1)
 
 
 def _job(cell: Cell, folder: Path) -> Job:
@@ -103,12 +113,17 @@ def _job(cell: Cell, folder: Path) -> Job:
 
 def _do(jobs: Sequence[Job], workers: int, retry_failed: bool, flags: Sequence[str]) -> None:
     from cilnorm.board import Board
+    from cilnorm.guard import Interrupted
     from cilnorm.workers import work
 
     tried = ("finished",) if retry_failed else ("finished", "failed")
     todo = [job for job in jobs if job.state not in tried]
-    with Board(jobs, todo) as board:
-        work(todo, workers, flags, board)
+    try:
+        with Board(jobs, todo) as board:
+            work(todo, workers, flags, board)
+    except KeyboardInterrupt as error:
+        number = getattr(error, "number", signal.SIGINT)
+        raise Interrupted(number, f"interrupted by {signal.Signals(number).name}; the same command goes on") from error
 
 
 def _submit(
@@ -153,14 +168,11 @@ def _entries(cells: Sequence[Cell], jobs: Sequence[Job]) -> list[Entry]:
     for (method, norm), members in groups.items():
         states = {job: job.state for _, job in members}
         summaries = [job.summary for job, state in states.items() if state == "finished"]
-        missing = {job.spec.seed: _why(job, state) for job, state in states.items() if state != "finished"}
+        missing = {job.spec.seed: job.unfinished for job, state in states.items() if state != "finished"}
         values = {metric: [float(summary[metric]) for summary in summaries] for metric in METRICS}
-        entries.append(Entry(method, norm, values, published(members[0][0].spec, method, norm), missing))
+        reference = published(members[0][0].spec, method, norm)
+        entries.append(Entry(method, norm, values, reference.values, missing, reference.note))
     return entries
-
-
-def _why(job: Job, state: str) -> str:
-    return f"{state}: {job.reason}" if state == "failed" and job.reason else state.replace("new", "not begun")
 
 
 def _show(entries: Sequence[Entry], title: str) -> None:
@@ -283,16 +295,16 @@ def run_seeds(spec: Any, seeds: str, workers: int, out: Path | None, flags: Sequ
 
     Raises:
         SpecError, FolderError: before anything is trained.
-        RuntimeError: a run failed; the message says where its log lies.
+        typer.Exit: a run is not finished; a line says so.
     """
     from dataclasses import replace
 
-    from cilnorm.folder import default_folder
+    from cilnorm.folder import folder_of_seeds
     from cilnorm.grid import Cell
     from cilnorm.jobs import Job
 
     numbers = seed_list(seeds)
-    home = out or default_folder(spec).with_name(default_folder(spec).name.rpartition("-s")[0] + "-seeds")
+    home = out or folder_of_seeds(spec)
     cells = [Cell(spec.method, spec.norm, replace(spec, seed=number)) for number in numbers]
     jobs = [Job(f"{spec.method} x {spec.norm}", cell.spec, home / f"seed-{cell.spec.seed}") for cell in cells]
     registry = loaded(False, quiet=True)
@@ -302,6 +314,4 @@ def run_seeds(spec: Any, seeds: str, workers: int, out: Path | None, flags: Sequ
         _do(jobs, workers, True, flags)
     finally:
         _write(home, cells, jobs, f"{spec.method} x {spec.norm}, {spec.dataset}", "")
-    failed = [job for job in jobs if job.state != "finished"]
-    if failed:
-        raise RuntimeError(f"{len(failed)} of {len(jobs)} runs failed; see {failed[0].log}; the same command goes on")
+    _complain_of(jobs, f"see {home}/*.log; the same command tries again")

@@ -14,7 +14,7 @@ import torch
 from cilnorm.environment import describe
 from cilnorm.files import write_atomically
 from cilnorm.hookspecs import Dataset
-from cilnorm.registry import Registry
+from cilnorm.registry import Registry, contained
 
 __all__ = ["Finding", "examine"]
 
@@ -49,7 +49,8 @@ def examine(registry: Registry, data_root: Path | None = None, out: Path = Path(
         if norm.check is not None:
             began = time.perf_counter()
             try:
-                norm.check()
+                with contained("its check"):
+                    norm.check()
             except Exception as error:  # whatever a stranger's check runs into
                 yield Finding(f"norm {norm.name}", f"differs from its reference: {_line(error)}", False)
             else:
@@ -59,9 +60,10 @@ def examine(registry: Registry, data_root: Path | None = None, out: Path = Path(
 def _dataset(record: Dataset, root: Path | None) -> Finding:
     name = f"data set {record.name}"
     try:
-        if record.found is None or not record.found(root):
-            return Finding(name, "not here; it is fetched or made when it is first used")
-        images = record.build(root)
+        with contained("it"):
+            if record.found is None or not record.found(root):
+                return Finding(name, "not here; it is fetched or made when it is first used")
+            images = record.build(root)
     except Exception as error:  # whatever a stranger's source runs into
         return Finding(name, _line(error), False)
     counts = f"{len(images.train_images)} + {len(images.test_images)} images of {images.classes} classes"

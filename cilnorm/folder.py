@@ -28,7 +28,7 @@ from cilnorm.metrics import as_matrix, summarise
 from cilnorm.registry import Registry
 from cilnorm.spec import Spec, to_yaml
 
-__all__ = ["MARK", "FolderError", "RunFolder", "default_folder", "read_confusion"]
+__all__ = ["MARK", "FolderError", "RunFolder", "default_folder", "folder_of_seeds", "read_confusion"]
 
 MARK, LOCK, LOG = "spec.yaml", "lock", "events.jsonl"
 OURS = {LOCK, "checkpoints", "figures"}
@@ -131,6 +131,10 @@ class RunFolder:
         environment = {**describe(registry, device), "dataset_sha256": images.digest, "images": about}
         write_atomically(self.path / "environment.json", json.dumps(environment, indent=2) + "\n")
 
+    def write_spec(self, spec: Spec) -> None:
+        """spec.yaml anew, once its open options are chosen."""
+        write_atomically(self.path / MARK, to_yaml(spec))
+
     def write_tuning(self, trials: Sequence[Any]) -> None:
         """tuning.json: what was tried for options chosen on held-out images (dataclasses), in order."""
         rows = [dataclasses.asdict(trial) for trial in trials]
@@ -191,6 +195,12 @@ def default_folder(spec: Spec) -> Path:
     stem = time.strftime("%Y%m%d-%H%M%S") + f"-{preset or 'run'}-{spec.method}-{spec.norm}-s{spec.seed}"
     path = Path("runs") / stem
     return path if not path.exists() else path.with_name(f"{stem}-{time.time_ns() % 10**6}")
+
+
+def folder_of_seeds(spec: Spec) -> Path:
+    """The folder under ``runs/`` of a spec with several seeds: always the same one, whatever the seeds are."""
+    preset = re.sub(r"[^\w.-]", "_", spec.preset)[:40]
+    return Path("runs") / f"{preset or 'run'}-{spec.method}-{spec.norm}-seeds-{dataclasses.replace(spec, seed=0).key}"
 
 
 def _begun(path: Path) -> bool:

@@ -21,6 +21,7 @@ from cilnorm.engine import NonFiniteLoss
 from cilnorm.events import Teller
 from cilnorm.folder import LOCK, FolderError, RunFolder
 from cilnorm.protocol import NoBatch
+from cilnorm.registry import text_of
 from cilnorm.spec import Spec
 
 try:
@@ -28,13 +29,38 @@ try:
 except ImportError:  # Windows has no such locks; what the file says must do there
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["Interrupted", "Interruptions", "RunStopped", "held", "recorded"]
+__all__ = ["BUSY", "STOPPING", "FolderBusy", "Interrupted", "Interruptions", "RunStopped", "busy", "held", "recorded"]
 
 STATUS = 128  # plus the signal's number is what a shell reports of a command that a signal ended
+STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+BUSY = 75  # what a command exits with that found another one at work: sysexits.h's "try again later"
+
+
+class FolderBusy(FolderError):
+    """Another process is at work in the folder; the message has its pid and host.
+
+    Attributes:
+        here: whether it is one of this machine, so that it is known to be alive.
+        status: what the process should exit with.
+    """
+
+    status = BUSY
+
+    def __init__(self, message: str, here: bool = True) -> None:
+        super().__init__(message)
+        self.here = here
 
 
 class RunStopped(RuntimeError):
-    """A run could not go on; what was done is kept, and the message says where it stood."""
+    """A run could not go on; what was done is kept, and the message says where it stood.
+
+    Attributes:
+        cause: where it stood and why, in one line, without the folder.
+    """
+
+    def __init__(self, cause: str, folder: Path) -> None:
+        super().__init__(f"{cause}; what was done is in {folder}")
+        self.cause = cause
 
 
 class Interrupted(KeyboardInterrupt):
@@ -45,7 +71,8 @@ class Interrupted(KeyboardInterrupt):
     """
 
     def __init__(self, number: int, message: str = "") -> None:
-        super().__init__(message or signal.Signals(number).name)
+        name = signal.Signals(number).name
+        super().__init__(message or f"interrupted by {name}; `cilnorm resume FOLDER` goes on where a run was begun")
         self.number, self.status = number, STATUS + number
 
 
@@ -57,7 +84,8 @@ def held(folder: Path) -> Iterator[None]:
     Where another host's process left its name the system's word does not reach; a person has to judge that.
 
     Raises:
-        FolderError: another process is at work there; the message has its pid and host.
+        FolderBusy: another process is at work there.
+        FolderError: the folder can't be written.
     """
     path = folder / LOCK
     try:
@@ -71,7 +99,7 @@ def held(folder: Path) -> Iterator[None]:
         owner = _owner(path)
         host = socket.gethostname()
         if owner and (owner["host"] != host or (fcntl is None and _alive(owner["pid"]))):
-            raise FolderError(f"{_busy(folder, owner)}; if that one is dead, delete {path}")
+            raise _busy(folder, owner)
         os.ftruncate(handle, 0)
         os.pwrite(handle, json.dumps({"pid": os.getpid(), "host": host}).encode(), 0)
         try:
@@ -94,7 +122,7 @@ def _locked(path: Path) -> int:
                 return handle
         except BlockingIOError:
             os.close(handle)
-            raise FolderError(_busy(path.parent, _owner(path))) from None
+            raise _busy(path.parent, _owner(path)) from None
         except BaseException:
             os.close(handle)
             raise
@@ -110,9 +138,34 @@ def _owner(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def _busy(folder: Path, owner: dict[str, Any] | None) -> str:
+def busy(folder: Path) -> FolderBusy | None:
+    """What ``held`` would raise because another process is at work in the folder; nothing is taken or changed."""
+    path = folder / LOCK
+    owner = _owner(path)
+    if owner and owner["host"] != socket.gethostname():
+        return _busy(folder, owner)
+    if fcntl is None:
+        return _busy(folder, owner) if owner and _alive(owner["pid"]) else None
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _busy(folder, owner)
+    except OSError:  # no such locks here; whoever begins will be told
+        return None
+    finally:
+        os.close(handle)
+    return None
+
+
+def _busy(folder: Path, owner: dict[str, Any] | None) -> FolderBusy:
     who = f"process {owner['pid']} on {owner['host']}" if owner else "another process"
-    return f"{folder}: {who} is at work there"
+    here = fcntl is not None and (not owner or owner["host"] == socket.gethostname())
+    hint = "" if here else f"; if that one is dead, delete {folder / LOCK}"
+    return FolderBusy(f"{folder}: {who} is at work there{hint}", here)
 
 
 def _alive(pid: int) -> bool:
@@ -126,7 +179,7 @@ def _alive(pid: int) -> bool:
 
 
 class Interruptions:
-    """Says when a checkpoint is due, and lets Ctrl-C and SIGTERM wait until it is written.
+    """Says when a checkpoint is due, and lets Ctrl-C, SIGTERM and a terminal that hangs up wait until it is written.
 
     Between steps a signal only asks; elsewhere, and the second time, it interrupts at once. Use as a context manager,
     which puts the handlers back; outside the main thread, and where somebody else handles signals, it handles none.
@@ -142,7 +195,8 @@ class Interruptions:
 
     def __enter__(self) -> Interruptions:
         if threading.current_thread() is threading.main_thread():
-            for number, default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
+            for number in STOPPING:
+                default = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
                 if signal.getsignal(number) is default:
                     self._before[number] = signal.signal(number, self._handle)
         return self
@@ -187,26 +241,30 @@ class Interruptions:
 
 
 @contextmanager
-def recorded(spec: Spec, state: State, folder: RunFolder, tell: Teller) -> Iterator[None]:
+def recorded(spec: Spec, state: State, folder: RunFolder, tell: Teller, doing: str = "") -> Iterator[None]:
     """Says of whatever stops the run in here where and why, in its summary, if the disk still takes it.
 
+    Args:
+        doing: where the run stands, if that is before its first task.
+
     Raises:
-        RunStopped, Interrupted: in place of what was foreseen; other errors go on, with a note.
+        RunStopped, Interrupted: in place of what was foreseen, and of what a plugin raises to end the process,
+            SystemExit say; other errors go on, with a note.
     """
     try:
         yield
-    except (Exception, KeyboardInterrupt) as error:
-        where, reason = f"task {state.task + 1}, epoch {state.epoch + 1}", _cause(error, spec)
-        told = {"where": where, "reason": reason or f"{type(error).__name__}: {error}".rstrip(": ")}
+    except BaseException as error:
+        where, reason = doing or f"task {state.task + 1}, epoch {state.epoch + 1}", _cause(error, spec)
+        told = {"where": where, "reason": reason or text_of(error)}
+        stopped = isinstance(error, KeyboardInterrupt)
         with suppress(OSError):
-            kind = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-            folder.write_summary(kind, state.matrix, state.by_head, **told)
+            folder.write_summary("interrupted" if stopped else "failed", state.matrix, state.by_head, **told)
             folder.log({"event": "stopped", **told, "seconds": round(tell.seconds, 3)})
         if isinstance(error, KeyboardInterrupt):
             number = error.number if isinstance(error, Interrupted) else signal.SIGINT
             raise Interrupted(number, f"interrupted at {where}; `cilnorm resume {folder.path}` goes on") from error
-        if reason:
-            raise RunStopped(f"{where}: {reason}; what was done is in {folder.path}") from error
+        if reason or not isinstance(error, Exception):
+            raise RunStopped(f"{where}: {told['reason']}", folder.path) from error
         error.add_note(f"at {where}; what was done is in {folder.path}")
         raise
 
@@ -219,4 +277,6 @@ def _cause(error: BaseException, spec: Spec) -> str:
         return f"out of {where}: take fewer --rows ({current}:{past} now), a lower precision or a smaller backbone"
     if isinstance(error, OSError):
         return error.strerror or str(error)
+    if isinstance(error, RunStopped):  # a trial
+        return error.cause
     return str(error) if isinstance(error, (NonFiniteLoss, NoBatch)) else ""

@@ -92,7 +92,8 @@ class Logger(Record):
     """Somewhere for a run's events to go: ``build(folder)``, the run's folder (pathlib.Path), returns a callable.
 
     It is called with every event (a dict) of events.jsonl, in order, the first being ``run``; a method ``close()``,
-    if there is one, is called at the end. What it raises stops the run.
+    if there is one, is called at the end. If it raises, whatever that is, it is left out from then on and the run goes
+    on.
 
     Attributes:
         needs: modules that must be installed for it, beside those that cilnorm itself needs.

@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from cilnorm.files import write_atomically
 from cilnorm.folder import MARK, FolderError
+from cilnorm.guard import BUSY, STOPPING, busy
 from cilnorm.registry import Registry
 from cilnorm.spec import Spec, read_spec, to_yaml
 
 __all__ = ["Job", "State", "progress"]
 
 State = Literal["new", "interrupted", "failed", "finished"]
-STOPPED = (0, 130, 143)  # finished, or asked to stop by Ctrl-C or SIGTERM
+STOPPED = {0, BUSY, *(status for number in STOPPING for status in (-number, 128 + number))}  # ended, but not failed
 TAIL = 1 << 16  # bytes of the log in which its last event is looked for
 
 
@@ -64,6 +66,15 @@ class Job:
         return "interrupted" if (self.folder / MARK).exists() else "new"
 
     @property
+    def unfinished(self) -> str:
+        """Why there is no result, in words."""
+        state, at_work = self.state, busy(self.folder)
+        if at_work is not None:
+            return f"busy: {at_work}"
+        reason = self.reason if state == "failed" else ""
+        return f"{state}: {reason}" if reason else state.replace("new", "not begun")
+
+    @property
     def summary(self) -> dict[str, Any]:
         """summary.json, empty where there is none."""
         try:
@@ -89,17 +100,18 @@ class Job:
         """The command after ``cilnorm`` that begins or continues it."""
         if (self.folder / MARK).exists():
             return ["resume", str(self.folder)]
-        return ["run", "--spec", str(self._beside("yaml")), "--out", str(self.folder)]
+        return ["run", "--spec", str(self._beside("yaml")), "--out", str(self.folder), "--resume"]
 
     def begin(self) -> None:
-        """Forgets an earlier failure."""
+        """Forgets an earlier failure, because a process is at work on it now."""
         self._beside("failed").unlink(missing_ok=True)
 
     def end(self, code: int) -> None:
         """Takes down that its process ended with ``code``, a negative one being a signal, if that was a failure."""
         if code not in STOPPED:
             why = f"killed by signal {-code}" if code < 0 else self._last_line() or f"exit status {code}"
-            write_atomically(self._beside("failed"), why + "\n")
+            with suppress(OSError):  # a full disk, say: the other jobs go on, and this one's own files tell of it
+                write_atomically(self._beside("failed"), why + "\n")
 
     def _beside(self, suffix: str) -> Path:
         return self.folder.with_name(f"{self.folder.name}.{suffix}")

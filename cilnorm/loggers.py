@@ -1,15 +1,19 @@
-"""A run's events, handed to the loggers that the user asked for by name."""
+"""A run's events, handed to the loggers that the user asked for by name.
+
+A logger that raises is left out from then on, and said so once; the run goes on.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from cilnorm.registry import Registry, UnknownName
+from cilnorm.registry import Registry, UnknownName, last_line
+from cilnorm.terminal import complain
 from cilnorm.values import SpecError
 
 __all__ = ["Loggers"]
@@ -34,8 +38,7 @@ class Loggers:
                 if find_spec(module) is None:
                     hint = f"pip install 'cilnorm[{record.name}]' or {module}"
                     raise SpecError(f"the logger {record.name} needs {module}: {hint}")
-        self._loggers: list[Callable[[dict[str, Any]], None]] = []
-        self._open = ExitStack()
+        self._loggers: dict[str, Callable[[dict[str, Any]], None]] = {}
 
     def __enter__(self) -> Loggers:
         return self
@@ -43,15 +46,33 @@ class Loggers:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._open.close()
+        for name, logger in list(self._loggers.items()):
+            self._attempt(name, getattr(logger, "close", _nothing))
 
     def __call__(self, event: dict[str, Any]) -> None:
         """Hands on what events.jsonl holds as well, and nothing else."""
         if event["event"] not in IN_THE_LOG:
             return
         if event["event"] == "run":
-            self._loggers = [record.build(Path(event["folder"])) for record in self._records]
-            for logger in self._loggers:
-                self._open.callback(getattr(logger, "close", lambda: None))
-        for logger in self._loggers:
-            logger(event)
+            folder = Path(event["folder"])
+            for record in self._records:
+                built = self._attempt(record.name, partial(record.build, folder))
+                if built is not None:
+                    self._loggers[record.name] = built
+        for name, logger in list(self._loggers.items()):
+            self._attempt(name, partial(logger, event))
+
+    def _attempt(self, name: str, act: Callable[[], Any]) -> Any:
+        """What ``act`` returns; None if it raises, whatever that is, Ctrl-C left out."""
+        try:
+            return act()
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # a stranger's may raise anything, SystemExit as well
+            self._loggers.pop(name, None)
+            complain(f"the logger {name} is left out from here on: {last_line(error)}")
+            return None
+
+
+def _nothing() -> None:
+    pass

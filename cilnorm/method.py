@@ -14,9 +14,10 @@ from cilnorm.batch import Batch, Task
 from cilnorm.heads import Head, Linear
 from cilnorm.network import Network, Output
 
-__all__ = ["Embed", "Method", "Past", "Phase", "Schedule", "Step", "Tail"]
+__all__ = ["Embed", "Method", "Past", "Phase", "Rows", "Schedule", "Step", "Tail"]
 
 Embed = Callable[[Tensor], Tensor]
+Rows = Literal["mixed", "doubled", "balanced", "even"]
 
 
 @dataclass(frozen=True)
@@ -104,15 +105,16 @@ class Phase:
 
     Attributes:
         name: for the log.
-        rows: ``mixed``: current and past rows in the run's ratio; ``balanced``: equally many images of every seen
-            class, without a current/past cut.
+        rows: ``mixed``: current and past rows in the run's ratio; ``doubled``: the same, with current rows drawn from
+            the current images and twice the memory; ``balanced``: equally many images of every seen class;
+            ``even``: the memory and as many random current images. The last two have no current/past cut.
         schedule: one of its own, or told in terms of the run's; None for the run's.
         backbone: its mode; in ``eval`` its norms use, and keep, their running statistics.
         gradient_noise: η of normal noise of standard deviation η / (1 + epoch)^0.55 on every gradient; 0 for none.
     """
 
     name: str = "main"
-    rows: Literal["mixed", "balanced"] = "mixed"
+    rows: Rows = "mixed"
     schedule: Schedule | Tail | None = None
     backbone: Literal["train", "eval"] = "train"
     gradient_noise: float = 0.0

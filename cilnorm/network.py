@@ -40,7 +40,7 @@ class Network(nn.Module):
     def observe(self, composition: Composition) -> None:
         """Tells the layers what the next training batches are made of, if that is news."""
         if composition != self._told:
-            set_composition(self, composition)
+            set_composition(self, composition, expect_listeners=False)
             self._told = composition
 
     def forward(self, images: Tensor) -> Output:

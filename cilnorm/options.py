@@ -27,7 +27,7 @@ from cilnorm.hookspecs import Record
 from cilnorm.registry import Registry, nearest
 from cilnorm.values import SpecError
 
-__all__ = ["REQUIRED", "Option", "Space", "options_of", "settable", "spelled"]
+__all__ = ["REQUIRED", "Option", "Space", "option_defaults", "options_of", "settable", "spelled"]
 
 REQUIRED = inspect.Parameter.empty
 HANDED_IN = {  # by cilnorm itself
@@ -80,6 +80,12 @@ def options_of(part: str, build: Any) -> dict[str, Option]:
 def settable(part: str, record: Record) -> dict[str, Any]:
     """The types of a record's options, by name."""
     return {name: hint for name, (hint, _) in _declared(part, record.build).items()}
+
+
+def option_defaults(part: str, record: Record) -> dict[str, Any]:
+    """The value of every option that has one unless it is set."""
+    found = _declared(part, record.build).items()
+    return {name: default for name, (_, default) in found if default is not REQUIRED}
 
 
 def _declared(part: str, build: Any) -> dict[str, tuple[Any, Any]]:

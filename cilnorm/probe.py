@@ -197,7 +197,8 @@ class _Work:
 
     def _observe(self, net: nn.Module) -> None:
         """Rows of every task in one batch have no cut between current and past ones."""
-        set_composition(net, Composition(sum(self.spec.rows), 0, self.tasks[-1].index))
+        composition = Composition(sum(self.spec.rows), 0, self.tasks[-1].index)
+        set_composition(net, composition, expect_listeners=False)
 
     def _batches(self, pool: Tensor, name: str, epoch: int) -> Feed:
         """One pass, augmented as in training."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
@@ -31,6 +32,7 @@ class Display:
         self._printed = time.monotonic()
         self._bar: Progress | None = None
         self._handle: Any = None
+        self._gone = False
 
     def __enter__(self) -> Display:
         if self.console.is_terminal:
@@ -40,20 +42,31 @@ class Display:
                 TimeRemainingColumn(),
             )  # fmt: skip
             self._bar = Progress(*columns, console=self.console, transient=True)
-            self._bar.start()
             self._handle = self._bar.add_task("run", total=None, at="-", epoch="loading the images", terms="")
+            with self._outliving_the_reader():
+                self._bar.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._bar is not None:
-            self._bar.stop()
+            with self._outliving_the_reader():
+                self._bar.stop()
+
+    @contextmanager
+    def _outliving_the_reader(self) -> Iterator[None]:
+        """A display that can't be written any more is given up, and the run goes on; rich would end the process."""
+        try:
+            yield
+        except (OSError, ValueError, SystemExit):  # a ValueError is what a closed file raises
+            self._gone = True
 
     def __call__(self, event: dict[str, Any]) -> None:
         handler = getattr(self, f"_on_{event['event']}", None)
-        if handler is not None:
-            handler(event)
+        if handler is not None and not self._gone:
+            with self._outliving_the_reader():
+                handler(event)
 
     def _print(self, text: str) -> None:
         self.console.print(text, soft_wrap=True)

@@ -9,7 +9,10 @@ from __future__ import annotations
 import difflib
 import importlib.metadata
 import re
+import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
@@ -20,10 +23,22 @@ import pluggy
 from cilnorm import hookspecs
 from cilnorm.hookspecs import API_VERSION, GROUP, Backbone, Dataset, Logger, Method, Norm, Record
 
-__all__ = ["Plugin", "PluginError", "Registry", "Shelf", "UnknownName", "load", "nearest"]
+__all__ = [
+    "Plugin",
+    "PluginError",
+    "Registry",
+    "Shelf",
+    "UnknownName",
+    "contained",
+    "last_line",
+    "load",
+    "nearest",
+    "text_of",
+]
 
 R = TypeVar("R", bound=Record)
 HOME = "cilnorm"
+SLOW = 10.0  # seconds after which a plugin that is still being imported is named
 NAME = re.compile(r"[a-z0-9][a-z0-9_.+*-]*")
 HOOKS: dict[str, tuple[str, type[Record]]] = {
     "cilnorm_norms": ("norm", Norm),
@@ -135,10 +150,13 @@ def load(extra: Iterable[Any] = (), without: Iterable[str] = (), strict: bool = 
     for candidate in _candidates(extra, frozenset(without)):
         name, distribution = candidate.name, candidate.distribution
         try:
-            records = _records(candidate)
+            with _patience(candidate):
+                records = _records(candidate)
             _check_names(records, shelves, sources)
-        except (Exception, SystemExit) as error:  # whatever a stranger's module does while it is imported
-            reason = _last_line(error)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # whatever a stranger's module does while it is imported, SystemExit as well
+            reason = last_line(error)
             if strict:
                 raise PluginError(f"plugin {name!r} of {distribution}: {reason}") from error
             plugins.append(Plugin(name, distribution, error=reason))
@@ -232,6 +250,53 @@ def _check_names(
                     raise PluginError(f"the {kind} {name!r} is already there, from {sources[kind][other.name]}")
 
 
-def _last_line(error: BaseException) -> str:
-    lines = f"{type(error).__name__}: {error}".strip().splitlines()
-    return " ".join(str(error).split()) if isinstance(error, PluginError) else lines[-1]
+@contextmanager
+def _patience(candidate: _Candidate) -> Iterator[None]:
+    """Says on standard error which plugin keeps everybody waiting; cilnorm's own come first and import torch."""
+
+    def say() -> None:
+        print(
+            f"cilnorm: still importing the plugin {candidate.name!r} of {candidate.distribution} after {SLOW:g} s",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    timer = threading.Timer(SLOW, say)
+    timer.daemon = True
+    if candidate.distribution.split()[0] != HOME:
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+@contextmanager
+def contained(what: str) -> Iterator[None]:
+    """Turns what a plugin raises to end the process, SystemExit say, into an error like any other; Ctrl-C stays.
+
+    Raises:
+        RuntimeError: it names ``what`` and what was raised.
+    """
+    try:
+        yield
+    except (Exception, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        raise RuntimeError(f"{what}: {last_line(error)}") from error
+
+
+def last_line(error: BaseException) -> str:
+    """The last line of an error."""
+    if isinstance(error, PluginError):
+        return " ".join(str(error).split())
+    return text_of(error).splitlines()[-1]
+
+
+def text_of(error: BaseException) -> str:
+    """An error's kind and message, whatever a stranger's error is like."""
+    try:
+        text = str(error)
+    except Exception:
+        text = "its message can't be printed"
+    return f"{type(error).__name__}: {text}".rstrip(": \n")

@@ -7,54 +7,18 @@ from pathlib import Path
 
 import torch
 
-from cilnorm import registry as registries
-from cilnorm.assemble import Assembly, assemble, pick_device
+from cilnorm.assemble import Assembly, assemble
 from cilnorm.batch import Composition, Task
-from cilnorm.folder import FolderError, RunFolder, default_folder
+from cilnorm.folder import FolderError
 from cilnorm.memory import per_class
 from cilnorm.method import Phase
 from cilnorm.protocol import NoBatch, Part, plan_epoch
 from cilnorm.registry import Registry
-from cilnorm.spec import Spec, SpecError, read_spec
-from cilnorm.tuning import answers, tuned
+from cilnorm.spec import Spec, SpecError
 
-__all__ = ["assembled", "check_batches", "check_place", "check_same", "rehearse"]
+__all__ = ["assembled", "check_batches", "check_place"]
 
 FEW = 1024  # rows that fit everywhere; up to there a batch may hold an image more than once
-
-
-def rehearse(
-    spec: Spec,
-    out: Path | str | None = None,
-    *,
-    device: str = "auto",
-    data_root: Path | None = None,
-    registry: Registry | None = None,
-    overwrite: bool = False,
-    go_on: bool = False,
-) -> None:
-    """Does all that ``run`` does before it trains, and writes nothing; arguments as there.
-
-    Data are found, or fetched or drawn as for a run; options that are to be chosen on held-out images are tried for
-    whether they fit, not for how well.
-
-    Raises:
-        SpecError, DatasetError, FolderError: what ``run`` would raise.
-    """
-    registry = registry or registries.load()
-    path = Path(out) if out else default_folder(spec)
-    on = pick_device(device)
-    if go_on and RunFolder.holds_a_run(path):
-        check_same(path, spec, registry)
-    else:
-        RunFolder.check(path, overwrite)
-        check_place(path)
-
-    def fits(trial: Spec) -> float:
-        assemble(trial, registry, on, data_root)
-        return 0.0
-
-    assembled(tuned(spec, registry, fits)[0], registry, on, data_root)
 
 
 def assembled(spec: Spec, registry: Registry, device: torch.device, data_root: Path | None) -> Assembly:
@@ -66,12 +30,6 @@ def assembled(spec: Spec, registry: Registry, device: torch.device, data_root: P
     parts = assemble(spec, registry, device, data_root)
     check_batches(spec, parts)
     return parts
-
-
-def check_same(path: Path, spec: Spec, registry: Registry) -> None:
-    """Raises FolderError unless the run in ``path`` is what was asked for."""
-    if not answers(read_spec(path / "spec.yaml", registry), spec, registry):
-        raise FolderError(f"{path} holds a run of another spec; give --overwrite or another --out")
 
 
 def check_batches(spec: Spec, parts: Assembly) -> None:
@@ -101,9 +59,12 @@ def _check_phase(spec: Spec, parts: Assembly, task: Task, phase: Phase, images: 
     """``images``: of the task, in the memory before it, and in the memory after it."""
     current, past, after = images
     rows = sum(spec.rows)
-    pool = after if phase.rows == "balanced" else current + past * (spec.protocol.current_rows == "union")
+    union = past * (spec.protocol.current_rows == "union")
+    pool = {"balanced": after, "even": past + min(current, past), "doubled": current + 2 * past}.get(
+        phase.rows, current + union
+    )
     sources, composition = [(pool, rows)], Composition(rows, 0, task.index)
-    if phase.rows == "mixed" and task.index:
+    if phase.rows in ("mixed", "doubled") and task.index:
         sources = [(pool, spec.rows[0]), (past, spec.rows[1])]
         composition = Composition(*spec.rows, task.index)
     counted = [Part(torch.arange(size), wanted, str(at)) for at, (size, wanted) in enumerate(sources)]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cilnorm.folder import MARK, FolderError, read_confusion
+from cilnorm.identity import renamed
 from cilnorm.values import SpecError, parsed
 
 __all__ = ["RunResult", "by_label", "differing", "flat", "read_result"]
@@ -42,7 +43,7 @@ class RunResult:
 
     @property
     def seed(self) -> int:
-        """Of everything random but the order of classes."""
+        """Of everything random."""
         return int(self.spec["seed"])
 
     @property
@@ -83,7 +84,7 @@ def read_result(folder: Path) -> RunResult:
         raise FolderError(error if isinstance(error, SpecError) else f"{where}: can't be read: {error}") from error
     if not isinstance(spec, dict) or not {"method", "norm", "seed"} <= set(spec):
         raise FolderError(f"{folder / MARK}: is no spec of a run")
-    return RunResult(folder, spec, matrix, confusion, epochs, summary, environment)
+    return RunResult(folder, renamed(spec), matrix, confusion, epochs, summary, environment)
 
 
 def _matrix(path: Path) -> list[list[float]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cilnorm import registry as registries
-from cilnorm.assemble import Assembly, assemble, pick_device
+from cilnorm.assemble import Assembly, pick_device
 from cilnorm.batch import Composition, Task
 from cilnorm.capture import engine_class
 from cilnorm.checkpoint import Checkpoints, State
@@ -23,17 +22,16 @@ from cilnorm.evaluation import accuracies, class_means, embed, held_out_loss, sc
 from cilnorm.events import Teller, Watcher
 from cilnorm.feed import Feed, feed
 from cilnorm.figures import draw_figures
-from cilnorm.folder import RunFolder, default_folder
+from cilnorm.folder import MARK, RunFolder, default_folder
 from cilnorm.guard import Interruptions, RunStopped, held, recorded
 from cilnorm.memory import Memory, per_class
 from cilnorm.method import Phase
 from cilnorm.precision import Precision, chosen_precision, products
 from cilnorm.protocol import Part, Plan, Protocol, plan_epoch
 from cilnorm.registry import Registry
-from cilnorm.rehearsal import assembled, check_same
 from cilnorm.spec import Spec, read_spec
 from cilnorm.streams import generator, initial_weights
-from cilnorm.tuning import Trial, tuned
+from cilnorm.trials import Means, answered, choose, first_parts
 
 __all__ = ["Result", "RunStopped", "resume", "run"]
 
@@ -83,21 +81,15 @@ def run(
     """
     registry = registry or registries.load()
     path = Path(out) if out else default_folder(spec)
-    if go_on and RunFolder.holds_a_run(path):
-        check_same(path, spec, registry)
-        return resume(
-            path, device=device, data_root=data_root, registry=registry, watch=watch, checkpoint_every=checkpoint_every
-        )
-    on = pick_device(device)
-    RunFolder.check(path, overwrite)
-    spec, trials = _tuned(spec, registry, on, data_root, watch)
-    parts = assembled(spec, registry, on, data_root)
-    with held(path):
-        folder = RunFolder.create(path, spec, overwrite)
-        if trials:
-            folder.write_tuning(trials)
-        stops = Interruptions(checkpoint_every)
-        return _learned(_Run(spec, parts, State(), folder, Teller(folder, watch), stops), registry)
+    means = Means(registry, pick_device(device), data_root, watch, Interruptions(checkpoint_every))
+    if not (go_on and answered(path, spec, registry)):
+        if not go_on:  # else another process may be about to begin it
+            RunFolder.check(path, overwrite)
+        parts = first_parts(means, spec)
+        with held(path), means.stops:
+            if not (go_on and answered(path, spec, registry)):  # another process may have begun it meanwhile
+                return _whole(means, RunFolder.create(path, spec, overwrite), spec, parts)
+    return _resume(means, path)
 
 
 def resume(
@@ -115,34 +107,32 @@ def resume(
         SpecError, DatasetError, FolderError, CheckpointError: it can't be continued.
     """
     registry = registry or registries.load()
-    home = RunFolder(Path(folder))
-    spec = read_spec(home.path / "spec.yaml", registry)
-    parts = assemble(spec, registry, pick_device(device), data_root)
-    with held(home.path):
-        state, warning = _checkpoints(spec, parts, home).read(parts.net, parts.stream.tasks)
-        home.reopen(state.logged, state.matrix)
-        tell, stops = Teller(home, watch, state.seconds), Interruptions(checkpoint_every)
-        if warning:
-            tell("warning", text=warning)
-        return _learned(_Run(spec, parts, state, home, tell, stops), registry)
+    read_spec(Path(folder) / MARK, registry)  # nothing is made where no run is
+    means = Means(registry, pick_device(device), data_root, watch, Interruptions(checkpoint_every))
+    return _resume(means, Path(folder))
 
 
-def _tuned(
-    spec: Spec, registry: Registry, device: torch.device, data_root: Path | None, watch: Sequence[Watcher]
-) -> tuple[Spec, list[Trial]]:
-    """Options that are to be chosen on held-out images, chosen by short runs whose folders are thrown away."""
+def _resume(means: Means, path: Path) -> Result:
+    with held(path), means.stops:
+        return _whole(means, RunFolder(path), read_spec(path / MARK, means.registry))
 
-    def score(trial: Spec) -> float:
-        with tempfile.TemporaryDirectory() as folder:
-            parts = assemble(trial, registry, device, data_root)
-            home = RunFolder.create(Path(folder) / "trial", trial)
-            run = _Run(trial, parts, State(), home, Teller(home, ()), Interruptions())
-            accuracy = _learned(run, registry).summary["A_f"]
-        for watcher in watch:
-            watcher({"event": "trial", "options": dict(trial.norm_options), "accuracy": accuracy})
-        return float(accuracy)
 
-    return tuned(spec, registry, score)
+def _whole(means: Means, folder: RunFolder, spec: Spec, parts: Assembly | None = None) -> Result:
+    """Whatever is still to be done of a run: options that are to be chosen, and all that comes after the checkpoint."""
+    chosen = choose(means, folder, spec, _rest)
+    return _rest(means, folder, chosen, parts or means.assemble(chosen))
+
+
+def _rest(means: Means, folder: RunFolder, spec: Spec, parts: Assembly) -> Result:
+    """All that comes after the last checkpoint; the whole run where there is none."""
+    state, warning = _checkpoints(spec, parts, folder).read(parts.net, parts.stream.tasks)
+    folder.reopen(state.logged, state.matrix)
+    tell = Teller(folder, means.watch, state.seconds)
+    if warning:
+        tell("warning", text=warning)
+    run = _Run(spec, parts, state, folder, tell, means.stops)
+    with products(_precision(run)):
+        return _learn(run, means.registry)
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,18 +147,14 @@ class _Run:
     stops: Interruptions
 
 
-def _learned(run: _Run, registry: Registry) -> Result:
-    with products(_precision(run)):
-        return _learn(run, registry)
-
-
 def _learn(run: _Run, registry: Registry) -> Result:
     """Task after task: grow, train phase after phase, remember, choose exemplars, evaluate."""
     spec, parts, state, folder, tell = run.spec, run.parts, run.state, run.folder, run.tell
     names = {name: getattr(spec, name) for name in ("method", "norm", "backbone", "dataset", "preset", "seed")}
-    with run.stops, recorded(spec, state, folder, tell):
+    with recorded(spec, state, folder, tell):
         folder.write_environment(registry, parts.device, parts.images, parts.order)
-        folder.write_summary("running", state.matrix, state.by_head)
+        if state.task < (spec.stop_after or spec.tasks):  # who reads the summary of a finished run finds it finished
+            folder.write_summary("running", state.matrix, state.by_head)
         tell(
             "run",
             folder=str(folder.path),
@@ -258,12 +244,16 @@ def _grow(run: _Run, task: Task) -> None:
 
 
 def _pool(run: _Run, task: Task, phase: Phase) -> Tensor:
-    """The images of a phase's first rows: the current ones, or equally many of every seen class."""
+    """The images that a phase's first rows are drawn from, as ``Phase.rows`` says."""
     if phase.rows == "balanced":
         return _memory_with(run, task).indices
-    current = run.parts.stream.train(task)
-    union = run.spec.protocol.current_rows == "union"
-    return torch.cat([current, run.state.memory.indices]) if union else current
+    spec, state = run.spec, run.state
+    current, stored = run.parts.stream.train(task), state.memory.indices
+    if phase.rows == "even":
+        order = torch.randperm(len(current), generator=generator(spec.seed, "even", task.index, state.phase))
+        return torch.cat([stored, current[order[: len(stored)]]])
+    times = 2 if phase.rows == "doubled" else int(spec.protocol.current_rows == "union")
+    return torch.cat([current, *[stored] * times])
 
 
 def _plan(run: _Run, task: Task, phase: Phase, epoch: int) -> Plan:
@@ -272,7 +262,7 @@ def _plan(run: _Run, task: Task, phase: Phase, epoch: int) -> Plan:
     assert state.pool is not None
     rows = sum(spec.rows)
     sources, composition = [Part(state.pool, rows, phase.rows)], Composition(rows, 0, task.index)
-    if phase.rows == "mixed" and task.index:
+    if phase.rows in ("mixed", "doubled") and task.index:
         current, past = spec.rows
         sources = [Part(state.pool, current, "current"), Part(state.memory.indices, past, "past")]
         composition = Composition(current, past, task.index)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -15,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from cilnorm.files import write_atomically
+from cilnorm.guard import BUSY, busy
 from cilnorm.jobs import Job
 from cilnorm.values import SpecError
-from cilnorm.workers import command
+from cilnorm.workers import PATIENCE, command
 
 __all__ = ["Submission", "executor", "submit"]
 
@@ -30,13 +32,20 @@ class Submission:
     flags: Sequence[str]
 
     def __call__(self) -> int:
-        """Waits for the process; its exit status."""
+        """Waits for the process; its exit status. One that an earlier job's process still saves is waited for."""
         self.job.begin()
-        with open(self.job.log, "ab") as log:
-            ours = command(self.job, self.flags, os.getpid())
-            code = subprocess.call(ours, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
+        until = time.monotonic() + 2 * PATIENCE
+        while (code := self._do()) == BUSY and time.monotonic() < until:
+            time.sleep(1.0)
         self.job.end(code)
         return code
+
+    def _do(self) -> int:
+        if busy(self.job.folder):
+            return BUSY
+        with open(self.job.log, "ab") as log:
+            ours = command(self.job, self.flags, os.getpid())
+            return subprocess.call(ours, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
 
     def checkpoint(self) -> Any:
         """What is queued when the cluster takes the machine back: the same, which goes on from the last checkpoint."""

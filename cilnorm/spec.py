@@ -7,7 +7,6 @@ is an error that names the nearest, never a silent default.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import typing
 from collections.abc import Iterable, Mapping
@@ -21,8 +20,10 @@ import yaml
 from cilnorm.capture import EngineName
 from cilnorm.data import Augmentation
 from cilnorm.hookspecs import Record
+from cilnorm.identity import fingerprint, renamed
 from cilnorm.method import Method, Schedule
 from cilnorm.options import Space, settable
+from cilnorm.orders import check_order, given_order
 from cilnorm.precision import Precision
 from cilnorm.protocol import PROTOCOLS, Protocol
 from cilnorm.registry import Registry, Shelf, UnknownName, nearest
@@ -61,8 +62,9 @@ class Spec:
             of exemplars. With ``nme`` the head is scored too, and log and summary have that under ``by_head``.
         train_per_class: use only so many training images of a class; None for all.
         precision, engine: see ``cilnorm.precision`` and ``cilnorm.capture``; the engine decides the time alone.
-        seed: of everything random but the order of classes.
-        class_order_seed: of the order of classes.
+        seed: of everything random.
+        class_order: None: ``seed`` draws it, as in the released code; a seed of its own (1993: the permutation that
+            much of the field uses); or the data set's labels in the order of learning. See ``cilnorm.orders``.
     """
 
     method: str
@@ -80,7 +82,7 @@ class Spec:
     precision: Precision = "auto"
     engine: EngineName = "auto"
     seed: int = 0
-    class_order_seed: int = 0
+    class_order: int | tuple[int, ...] | None = None
     method_options: Options = field(default_factory=dict)
     norm_options: Options = field(default_factory=dict)
     backbone_options: Options = field(default_factory=dict)
@@ -108,14 +110,12 @@ class Spec:
             raise SpecError(f"a memory of {self.memory} can't hold one exemplar of each of {self.classes} classes")
         if self.train_per_class is not None and self.train_per_class < 1:
             raise SpecError(f"train_per_class must be at least 1, not {self.train_per_class}")
-        if not 0 <= self.class_order_seed < 2**32:
-            raise SpecError(f"class_order_seed must be in [0, 2**32), as NumPy wants it, not {self.class_order_seed}")
+        check_order(self.class_order)
 
     @property
     def key(self) -> str:
         """Twelve hexadecimal digits that two specs share only if they ask for the same numbers."""
-        text = json.dumps({**to_mapping(self), "preset": "", "engine": ""}, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
+        return fingerprint({**to_mapping(self), "preset": "", "engine": ""})
 
 
 @dataclass(frozen=True)
@@ -217,6 +217,7 @@ def from_mapping(values: Options, registry: Registry, settings: Settings | None,
     Raises:
         SpecError: as ``resolve``.
     """
+    values, asked = renamed(values), renamed(asked)
     _known("field of a spec", values, [f.name for f in fields(Spec)])
     names = {part: asked.get(part, values.get(part)) for part in PARTS}
     records = {part: _record(registry, part, name) for part, name in names.items()}
@@ -234,6 +235,7 @@ def from_mapping(values: Options, registry: Registry, settings: Settings | None,
     if "schedule.epochs" in wanted and "schedule.milestones" not in wanted:
         wanted |= _scaled_milestones(flat, wanted["schedule.epochs"])
     flat |= wanted
+    flat["class_order"] = given_order(flat.get("class_order"))
     return _build({key: coerced(value, space.types[key], key) for key, value in flat.items()}, records)
 
 

@@ -34,6 +34,7 @@ class Entry:
         values: of each metric in percent, one a finished seed.
         published: of each metric in percent; empty where none applies.
         missing: seeds that have no result, and why.
+        note: why the paper's values don't stand beside it, or what of their conditions is not known.
     """
 
     method: str
@@ -41,6 +42,7 @@ class Entry:
     values: Mapping[str, Sequence[float]]
     published: Mapping[str, float] = field(default_factory=dict)
     missing: Mapping[int, str] = field(default_factory=dict)
+    note: str = ""
 
     @property
     def seeds(self) -> int:
@@ -99,8 +101,25 @@ def verdicts(entries: Iterable[Entry]) -> list[str]:
             f"{held} of {len(known)} published values are reproduced: ours is within {CLOSE} point or two standard "
             "deviations over seeds of it"
         )
-    if any(entry.seeds for entry in entries) and not any(entry.published for entry in entries):
+    lines += _notes(entries)
+    silent = not any(entry.published or entry.note for entry in entries)
+    if silent and any(entry.seeds for entry in entries):
         lines.append("nothing is compared with the paper: its values are for other data or another protocol")
+    return lines
+
+
+def _notes(entries: Sequence[Entry]) -> list[str]:
+    """A sentence for each thing that is said of the published values, with the cells of which it is said."""
+    groups: dict[tuple[bool, str], list[str]] = {}
+    for entry in entries:
+        if entry.note:
+            groups.setdefault((bool(entry.published), entry.note), []).append(f"{entry.method} x {entry.norm}")
+    lines = []
+    for (compared, note), cells in groups.items():
+        which = "" if len(cells) == len(entries) else f" ({', '.join(cells)})"
+        lines.append(
+            f"the published value is compared, though {note}{which}" if compared else f"not compared: {note}{which}"
+        )
     return lines
 
 
@@ -162,6 +181,7 @@ def to_latex(entries: Sequence[Entry], caption: str, label: str) -> str:
     rules = [rf"\cmidrule(lr){{{first + width * at}-{first + width * at + width - 1}}}" for at in range(len(METRICS))]
     lines = [
         r"% \usepackage{booktabs, graphicx, amssymb}",
+        *(f"% {note}" for note in _notes(entries)),
         r"\begin{table*}[t]",
         r"  \centering",
         r"  \setlength{\belowcaptionskip}{0.5em}",  # article leaves no room below a caption that stands on top

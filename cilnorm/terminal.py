@@ -63,7 +63,10 @@ def complain(message: str) -> None:
 
 
 def guarded(work: Callable[[], None], debug: bool) -> None:
-    """Turns what a user can mend into one line and exit status 2, a stopped run into 1, Ctrl-C into 130."""
+    """Turns what a user can mend into one line and exit status 2, a stopped run into 1, Ctrl-C into 130.
+
+    A folder in which another process is at work gives ``BUSY``.
+    """
     try:
         work()
     except KeyboardInterrupt as error:
@@ -71,7 +74,7 @@ def guarded(work: Callable[[], None], debug: bool) -> None:
         raise typer.Exit(getattr(error, "status", 130)) from None
     except typer.Exit:
         raise
-    except Exception as error:
+    except BaseException as error:  # a plugin's SystemExit, say, which would end the command with status 0
         if debug:
             raise
         from cilnorm.checkpoint import CheckpointError
@@ -84,4 +87,4 @@ def guarded(work: Callable[[], None], debug: bool) -> None:
         text = " ".join(str(error).split()) or type(error).__name__
         text = text if mendable or len(text) > 60 else f"{type(error).__name__}: {text}"
         complain("; ".join([text, *getattr(error, "__notes__", ())]))
-        raise typer.Exit(2 if mendable else 1) from None
+        raise typer.Exit(getattr(error, "status", 2 if mendable else 1)) from None

@@ -3,17 +3,23 @@
 A record names such options with the values to try (``Norm.tune``). Each value is tried on the first two tasks, the
 shortest stream that can forget, with a tenth of the training images held out; the best mean accuracy on those wins, and
 the first of equals. The run itself then trains on all images again. An option that the user sets is not tried.
+
+A trial is a run in ``trials/`` of the run's own folder, so that it is resumed or reused as any other. ``spec.yaml`` has
+the option open until all of them are finished; then it is written anew, with the choice.
 """
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from cilnorm.registry import Registry
 from cilnorm.spec import Spec, SpecError
 
-__all__ = ["Trial", "answers", "tuned"]
+__all__ = ["Trial", "answers", "candidates", "finished_accuracy", "open_options", "trial_folder", "tuned"]
 
 TASKS = 2
 HELD_OUT = 0.1
@@ -38,24 +44,51 @@ def tuned(spec: Spec, registry: Registry, score: Callable[[Spec], float]) -> tup
         SpecError: no value of an option fits.
     """
     trials: list[Trial] = []
-    for option, values in registry.norms[spec.norm].tune.items():
-        if option in spec.norm_options:
-            continue
-        tried = list(_trials(spec, option, values, score))
+    for option in open_options(spec, registry):
+        tried = list(_trials(spec, option, registry, score))
         trials += tried
         fitting = [trial for trial in tried if trial.accuracy is not None]
         if not fitting:
+            values = tuple(trial.value for trial in tried)
             raise SpecError(f"no value of {spec.norm}'s {option} among {values} fits {spec.backbone}")
         best = max(fitting, key=lambda trial: trial.accuracy or 0.0)
         spec = replace(spec, norm_options={**spec.norm_options, option: best.value})
     return spec, trials
 
 
-def _trials(spec: Spec, option: str, values: tuple[object, ...], score: Callable[[Spec], float]) -> Iterator[Trial]:
+def open_options(spec: Spec, registry: Registry) -> list[str]:
+    """The options of the spec's norm that are still to be chosen."""
+    return [option for option in registry.norms[spec.norm].tune if option not in spec.norm_options]
+
+
+def candidates(spec: Spec, option: str, registry: Registry) -> Iterator[tuple[object, Spec]]:
+    """Each value of an option, and the short run that tries it."""
     held_out = replace(spec.protocol, score="validation", validation=spec.protocol.validation or HELD_OUT)
-    for value in values:
+    for value in registry.norms[spec.norm].tune[option]:
         options = {**spec.norm_options, option: value}
-        trial = replace(spec, norm_options=options, protocol=held_out, stop_after=min(TASKS, spec.stop_after or TASKS))
+        short = min(TASKS, spec.stop_after or TASKS)
+        yield value, replace(spec, norm_options=options, protocol=held_out, stop_after=short)
+
+
+def trial_folder(folder: Path, trial: Spec, registry: Registry) -> Path:
+    """Where a trial of the run in ``folder`` lies; its name has the values that are tried and the hash of its spec."""
+    tried = [
+        f"{name}-{trial.norm_options[name]}" for name in registry.norms[trial.norm].tune if name in trial.norm_options
+    ]
+    return folder / "trials" / f"{re.sub(r'[^a-zA-Z0-9_.+-]', '_', '-'.join(tried))[:80]}-{trial.key}"
+
+
+def finished_accuracy(folder: Path) -> float | None:
+    """A_f in percent of a trial that is finished; None of any other, and where there is none."""
+    try:
+        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        return float(summary["A_f"]) if summary["state"] == "finished" else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _trials(spec: Spec, option: str, registry: Registry, score: Callable[[Spec], float]) -> Iterator[Trial]:
+    for value, trial in candidates(spec, option, registry):
         try:
             accuracy = score(trial)
         except SpecError:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from cilnorm.batch import Batch, Composition, CompositionAware, Task, set_composition
+from cilnorm.batch import Batch, Composition, CompositionAware, CompositionWarning, Task, set_composition
 
 counts = st.integers(0, 1000)
 
@@ -73,3 +77,41 @@ def test_set_composition_reaches_every_listener_however_deep() -> None:
 def test_a_module_that_does_not_listen_says_so() -> None:
     with pytest.raises(NotImplementedError):
         set_composition(CompositionAware(), Composition(1, 0, 0))
+
+
+def warned(*calls: Callable[[], object]) -> list[warnings.WarningMessage]:
+    """All that is warned of, as if Python itself never held its tongue."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for call in calls:
+            call()
+    return said
+
+
+def test_telling_a_model_in_which_nobody_listens_warns_once_a_model() -> None:
+    models = nn.Sequential(nn.Conv2d(1, 1, 1)), nn.Sequential(nn.BatchNorm2d(1))
+    for model in models:
+        said = warned(*(partial(set_composition, model, Composition(6, past, 1)) for past in (2, 2, 0)))
+        assert [each.category for each in said] == [CompositionWarning]
+        assert "no layer of this Sequential listens" in str(said[0].message)
+        assert 'convert_norms(model, "tbbn")' in str(said[0].message)
+        assert said[0].filename == __file__
+
+
+def test_who_expects_no_listener_is_not_warned() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(1))
+    assert not warned(lambda: set_composition(model, Composition(6, 2, 1), expect_listeners=False))
+    assert not warned(lambda: set_composition(nn.Sequential(Listener()), Composition(6, 2, 1)))
+
+
+def test_telling_within_a_compiled_graph_says_nothing() -> None:
+    """A warning there would break the graph in two."""
+    torch._dynamo.reset()
+    model = nn.Sequential(nn.ReLU())
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        set_composition(model, Composition(6, 2, 1))
+        return model(x)
+
+    compiled = torch.compile(function, backend="eager", fullgraph=True)
+    assert not warned(lambda: compiled(torch.zeros(8)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from torch import nn
 
 from benchmarks.norms import SHAPES, cases, main, peak_bytes, step
@@ -19,6 +20,17 @@ def test_the_table_has_a_row_a_norm(capsys: pytest.CaptureFixture[str]) -> None:
     *_, head, _, row = capsys.readouterr().out.strip().splitlines()
     assert head.count("|") == row.count("|") == len(SHAPES) + 3
     assert row.startswith("| gn |")
+
+
+@pytest.mark.parametrize("channels_last", [True, False], ids=["channels_last", "contiguous"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("norm", "tensors"), [("tbbn", 2), ("brn", 3), ("sn", 3)])
+def test_half_precision_makes_no_float32_copy(norm: str, tensors: int, dtype: torch.dtype, channels_last: bool) -> None:
+    """Output and gradient, those of the moments apart where the layer has them, and some blocks in float32."""
+    shape = (64, 16, 64, 64)
+    peak = peak_bytes(step(norm_factory(norm)(16), shape, "cpu", channels_last, dtype), "cpu")
+    tensor = 2 * 64 * 16 * 64 * 64
+    assert peak <= (tensors + 0.4) * tensor  # a copy would be two more
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

@@ -6,8 +6,16 @@ import json
 import os
 import subprocess
 import sys
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
+import pytest
+
+from benchmarks import gpu
+from cilnorm.capture import CaptureRefused
+from cilnorm.engine import Engine
 from tests.conftest import ROOT
 
 
@@ -29,9 +37,41 @@ def test_gpu_at_toy_size() -> None:
     assert found["throughput, steps/s"]["2"] > 0
 
 
+def test_a_refused_capture_is_a_failure_and_no_time(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Refusing(Engine):
+        """Eager, after saying that it should not be."""
+
+        def epoch(self, *arguments: Any) -> Iterator[None]:
+            warnings.warn("this step can't be captured (no GPU); going on eagerly", CaptureRefused, stacklevel=1)
+            return super().epoch(*arguments)
+
+    made = gpu.engine_class
+    monkeypatch.setattr(gpu, "engine_class", lambda name, device: Refusing if name == "graph" else made(name, device))
+    monkeypatch.setattr("cilnorm.runner.engine_class", lambda name, device: Refusing)
+    size = replace(gpu.DRY, engines=("eager", "graph"), precisions=("fp32",), workers=())
+    monkeypatch.setattr(gpu, "DRY", size)
+    with pytest.raises(SystemExit, match=r"failed: ten tasks, ft tbbn, lucir bn graph fp32, lucir tbbn graph fp32"):
+        gpu.main(["--dry"])
+    text = capsys.readouterr().out
+    found = json.loads(text.strip().splitlines()[-1])
+    assert "FAILED: RuntimeError: this step can't be captured (no GPU)" in text
+    assert "steps/s" not in found["steps"]["lucir bn graph fp32"]
+    assert found["steps"]["lucir bn eager fp32"]["steps/s"] > 0
+    assert not [label for label in found["ratios"] if "graph" in label]
+
+
 def test_cpu_step() -> None:
     text, found = printed("benchmarks.cpu_step", "--rounds", "2", "--backbone", "resnet8")
     assert "plain / ft+bn: " in text
     assert found["plain / ft+bn"]["median"] > 0
     assert found["plain / ft+bn compiled"]["median"] > 0
     assert found["ft+tbbn / ft+bn"]["low"] <= found["ft+tbbn / ft+bn"]["high"]
+    assert found["ft+tbbn bf16 / ft+bn bf16"]["median"] > 0
+
+
+def test_cpu_step_of_some_contestants() -> None:
+    text, found = printed("benchmarks.cpu_step", "--rounds", "2", "--backbone", "resnet8", "--only", "ft+bn", "ft+tbbn")
+    assert {line.split(":")[0] for line in text.splitlines()[:-1]} == {"ft+bn", "ft+tbbn", "ft+tbbn / ft+bn"}
+    assert set(found) == {"rounds", "backbone", "ft+tbbn / ft+bn"}

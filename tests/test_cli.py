@@ -249,7 +249,7 @@ def test_dry_run_prints_a_spec_that_can_be_repeated(tmp_path: Path) -> None:
     first = cilnorm("run", "--dry-run", *asked)
     assert first.exit_code == 0, first.output
     values = yaml.safe_load(first.stdout)
-    assert (values["norm"], values["seed"], values["class_order_seed"], values["rows"]) == ("tbbn", 7, 3, [24, 8])
+    assert (values["norm"], values["seed"], values["class_order"], values["rows"]) == ("tbbn", 7, 3, [24, 8])
     assert (values["tasks"], values["memory"], values["train_per_class"]) == (5, 300, 9)
     assert (values["schedule"]["epochs"], values["schedule"]["lr"]) == (2, 0.5)
     assert values["norm_options"] == {"momentum": 0.2}
@@ -317,7 +317,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "memory": (["--spec", "tiny.yaml", "--memory", "5"], "a memory of 5 can't hold one exemplar of each of 6 classes"),
     "no run": (["--spec", "tiny.yaml", "--out", "tiny.yaml"], "can't write the run folder tiny.yaml: Not a directory"),
     "files": (["--spec", "tiny.yaml", "--out", "."], ". holds other files; give --out a new folder"),
-    "seed": (["--class-order-seed", "-1"], "class_order_seed must be in [0, 2**32)"),
+    "seed": (["--class-order-seed", "-1"], "class_order: a seed must be in [0, 2**32)"),
     "data": (["--preset", "cifar100", "--data-root", "damaged"], "damaged/cifar-100-python/"),
 }
 

@@ -90,6 +90,19 @@ def test_resized_crop_is_within_rounding_of_pillows() -> None:
         assert (seen - expected).abs().max() <= 1.5 / 255
 
 
+def test_random_crop_flip_and_brightness_are_within_rounding_of_pillows() -> None:
+    """As the code of PODNet and AFC augments: whole images of bytes, one transform after another."""
+    images = noise(100)
+    held = pixels(images, pad=4, crop="random", flip=True, brightness=63 / 255)
+    views = held.draw(100, seeded())
+    for at, seen in enumerate(held.augmented(torch.arange(100), views)):
+        image = tv.to_pil_image(tv.pad(images[at], 4))
+        image = tv.crop(image, int(views.top[at]), int(views.left[at]), 32, 32)
+        image = tv.horizontal_flip(image) if views.flip[at] else image
+        expected = tv.pil_to_tensor(tv.adjust_brightness(image, float(views.brightness[at]))).float() / 255
+        assert (seen - expected).abs().max() <= 1.001 / 255  # Pillow cuts to whole numbers
+
+
 @given(st.integers(1, 48), st.integers(0, 6), st.data())
 @settings(max_examples=60, deadline=None)
 def test_resampling_weights_are_averages_of_the_window(size: int, pad: int, data: st.DataObject) -> None:

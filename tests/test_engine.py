@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import copy
+import re
+import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from cilnorm.batch import Composition, Task
-from cilnorm.capture import CapturedEngine, CompiledEngine, engine_class
+from cilnorm.capture import CapturedEngine, CaptureRefused, CompiledEngine, engine_class
 from cilnorm.data import Augmentation, Pixels
 from cilnorm.engine import Engine
 from cilnorm.feed import Feed, feed
@@ -161,6 +165,115 @@ def test_a_capture_that_fails_is_told_and_changes_nothing(registry: Registry) ->
     assert len(told) == 1
     assert again == terms
     assert all(torch.equal(same[name], tensor) for name, tensor in weights.items())
+
+
+class FakeCuda:
+    """What torch keeps of a capture, and how it is left behind where ``capture_end`` raises; works on the CPU."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.stream: Any = "main"
+        self.served: list[Any] = []  # pools that the allocator serves
+        self.capturing = self.generator_captured = self.waited = False
+        monkeypatch.setattr(torch.random, "fork_rng", lambda devices: nullcontext())
+        for name, value in {
+            "device": lambda device: nullcontext(),
+            "current_device": lambda: 0,
+            "current_stream": lambda: SimpleNamespace(name=self.stream, wait_stream=self.wait),
+            "set_stream": lambda stream: setattr(self, "stream", stream.name),
+            "Stream": lambda: SimpleNamespace(name="side", wait_stream=lambda stream: None),
+            "stream": self.on_stream,
+            "get_sync_debug_mode": lambda: 0,
+            "set_sync_debug_mode": lambda mode: None,
+            "CUDAGraph": lambda: SimpleNamespace(reset=lambda: None, replay=lambda: None),
+            "graph_pool_handle": lambda: (0, 7),
+            "graph": self.graph,
+            "default_generators": (self,),
+            "synchronize": lambda: None,
+            "empty_cache": lambda: None,
+        }.items():
+            monkeypatch.setattr(torch.cuda, name, value)
+        monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", lambda device, pool: self.served.remove(pool), False)
+        monkeypatch.setattr(torch._C, "_cuda_releasePool", lambda device, pool: None, False)
+
+    def wait(self, stream: Any) -> None:
+        self.waited = True
+
+    @contextmanager
+    def on_stream(self, stream: Any) -> Iterator[None]:
+        before, self.stream = self.stream, stream.name
+        try:
+            yield
+        finally:
+            self.stream = before
+
+    @contextmanager
+    def graph(self, graph: Any, pool: Any) -> Iterator[None]:
+        self.stream, self.capturing, self.generator_captured = "capture", True, True
+        self.served.append(pool)
+        try:
+            yield
+        except BaseException:
+            self.capturing = False
+            raise RuntimeError("capture invalidated")  # noqa: B904, by capture_end, before anything is put back
+        raise AssertionError("a step without a GPU is not captured")
+
+    def clone_state(self) -> FakeCuda:
+        return copy.copy(self)
+
+    def graphsafe_get_state(self) -> bool:
+        return self.generator_captured
+
+    def graphsafe_set_state(self, captured: bool) -> None:
+        self.generator_captured = captured
+
+
+class CompilationError(Exception):
+    """As Triton raises: no RuntimeError."""
+
+
+@pytest.mark.parametrize(
+    ("during", "error", "text"),
+    [
+        ("capture", RuntimeError("operation not permitted"), "operation not permitted"),
+        ("capture", CompilationError("at 1:2: no"), "CompilationError: at 1:2: no"),
+        ("warm-up", CompilationError("at 1:2: no\nmore"), "CompilationError: at 1:2: no"),
+        ("warm-up", ZeroDivisionError(), "ZeroDivisionError"),
+    ],
+)
+def test_a_refused_capture_leaves_torch_as_it_was(
+    registry: Registry, during: str, error: Exception, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Allocator, stream and generator; whatever was raised, the phase goes on eagerly to the same numbers."""
+    terms, weights = learned(learner(Engine, registry, "lucir"), epochs(CPU))
+    cuda = FakeCuda(monkeypatch)
+    engine = learner(CapturedEngine, registry, "lucir")
+    plain = engine.update
+
+    def update(batch: Any) -> None:
+        plain(batch)
+        if cuda.capturing or (during == "warm-up" and cuda.stream == "side"):
+            raise error
+
+    monkeypatch.setattr(engine, "update", update)
+    with pytest.warns(CaptureRefused, match=re.escape(f"this step can't be captured ({text}); going on")) as told:
+        again, same = learned(engine, epochs(CPU))
+    assert len(told) == 1
+    assert (cuda.stream, cuda.served, cuda.generator_captured) == ("main", [], False)
+    assert cuda.waited
+    assert again == terms
+    assert all(torch.equal(same[name], tensor) for name, tensor in weights.items())
+
+
+def test_a_warning_that_is_an_error_still_leaves_the_weights_as_they_were(registry: Registry) -> None:
+    engine = learner(Unwilling, registry, "ft")
+    before = copy.deepcopy(engine.net.state_dict())
+    engine.start_epoch(0)
+    steps = engine.epoch(epochs(CPU, count=1)[0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", CaptureRefused)
+        with pytest.raises(CaptureRefused):
+            next(steps)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in engine.net.state_dict().items())
 
 
 def test_a_step_of_a_feed_by_number_and_by_tensor() -> None:

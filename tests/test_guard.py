@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,11 @@ import torch
 
 from cilnorm import guard, runner
 from cilnorm.folder import LOCK, FolderError
-from cilnorm.guard import Interrupted, Interruptions, RunStopped, held
+from cilnorm.guard import Interrupted, Interruptions, RunStopped, busy, held
 from cilnorm.registry import Registry
 from cilnorm.runner import resume, run
 from cilnorm.spec import Spec
+from tests.fake import Tiny
 from tests.test_runner import CPU, Event, bits, events
 
 HOLD = """
@@ -58,6 +60,22 @@ def test_a_second_process_is_refused_with_the_firsts_pid_and_host_and_a_dead_one
     with held(folder):
         assert json.loads((folder / LOCK).read_text())["pid"] == os.getpid()
     assert not (folder / LOCK).exists()
+
+
+def test_whether_others_are_at_work_is_asked_without_a_lock(tmp_path: Path) -> None:
+    assert busy(tmp_path / "run") is None
+    assert not (tmp_path / "run").exists()
+    with held(tmp_path):
+        found = busy(tmp_path)
+        assert found is not None
+        assert found.here
+        assert f"process {os.getpid()} on" in str(found)
+    (tmp_path / LOCK).write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
+    assert busy(tmp_path) is None  # nobody holds it
+    (tmp_path / LOCK).write_text(json.dumps({"pid": 7, "host": "elsewhere"}))
+    found = busy(tmp_path)
+    assert found is not None
+    assert not found.here
 
 
 def test_a_lock_of_another_host_is_left_to_a_person(tmp_path: Path) -> None:
@@ -130,7 +148,7 @@ def at_step(number: int, *acts: Callable[[], None]) -> Callable[[Event], None]:
     return watch
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_waits_for_the_step_and_its_checkpoint(
     number: int, status: int, tiny: Callable[..., Spec], registry: Registry, tmp_path: Path
 ) -> None:
@@ -221,6 +239,49 @@ def test_checkpoints_within_epochs(tiny: Callable[..., Spec], registry: Registry
 
 
 # Causes
+
+
+class End(BaseException):
+    """What nobody foresees."""
+
+
+@pytest.mark.parametrize("raised", [SystemExit(0), End("no more"), GeneratorExit()])
+@pytest.mark.parametrize("where", ["loss", "forward", "remember"])
+def test_what_a_plugin_raises_to_end_the_process_is_a_failure_of_the_run(
+    where: str, raised: BaseException, tiny: Callable[..., Spec], registry: Registry, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def leave(*_: object) -> None:
+        raise raised
+
+    home = Tiny if where == "forward" else type(registry.methods["ft"].build())
+    monkeypatch.setattr(home, where, leave)
+    with pytest.raises(RunStopped) as caught:
+        run(tiny(), tmp_path / "run", registry=registry, **CPU)
+    reason = f"{type(raised).__name__}: {raised}".rstrip(": ")
+    assert reason in str(caught.value)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["state"], summary["reason"]) == ("failed", reason)
+
+
+@pytest.mark.parametrize("shelf", ["datasets", "methods", "norms", "backbones"])
+def test_a_part_that_ends_the_process_while_it_is_built_is_an_error_that_names_it(
+    shelf: str, tiny: Callable[..., Spec], registry: Registry, tmp_path: Path
+) -> None:
+    class Leaving:
+        """A record's build; a method's is a dataclass for its spec."""
+
+        __dataclass_fields__: dict[str, object] = {}  # noqa: RUF012
+
+        def __call__(self, *_: object, **__: object) -> None:
+            raise SystemExit(0)
+
+    spec = tiny()
+    name = getattr(spec, shelf[:-1])
+    records = {**getattr(registry, shelf).records, name: replace(getattr(registry, shelf)[name], build=Leaving())}
+    sick = replace(registry, **{shelf: replace(getattr(registry, shelf), records=records)})
+    with pytest.raises(RuntimeError, match=f"{name}.*: SystemExit: 0"):
+        run(spec, tmp_path / "run", registry=sick, **CPU)
 
 
 def out_of_memory(*_: object) -> None:

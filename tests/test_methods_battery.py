@@ -265,6 +265,40 @@ def test_the_released_protocol_runs_to_its_end(registry: Registry, method: str) 
         assert last.terms[0].keys() == {"ce", "distill"}
 
 
+def test_the_released_second_phase_of_eeil_meets_every_stored_image_twice(registry: Registry) -> None:
+    """44 current images and twice 16 stored ones in rows of 12, short batches left out."""
+    visits = watched(registry, "eeil", "bn", protocol="released")
+    assert [len(visit.targets) for visit in visits] == [2, 5, 6]
+    assert [(visit.phase.name, visit.phase.rows) for visit in visits[1:]] == [
+        ("main", "mixed"),
+        ("balanced", "doubled"),
+    ]
+    rows = torch.cat([targets[:12] for targets in visits[2].targets])
+    assert 32 - 4 <= (rows < 2).sum() <= 32  # 72 of the 76 are drawn
+
+
+def test_even_rows_are_the_memory_and_as_many_current_images(registry: Registry) -> None:
+    visit = watched(registry, "eeil", "bn", balanced_rows="even")[-1]
+    targets = torch.cat(visit.targets)
+    assert visit.compositions == {Composition(16, 0, 1)}
+    assert torch.bincount(targets, minlength=4)[:2].tolist() == [8, 8]
+    assert (len(targets), int((targets >= 2).sum())) == (32, 16)
+    again = watched(registry, "eeil", "bn", balanced_rows="even")[-1]
+    assert [t.tolist() for t in again.targets] == [t.tolist() for t in visit.targets]
+
+
+@pytest.mark.parametrize(("asked", "moves"), [({}, False), ({"protocol": "released"}, True)])
+def test_where_afc_measures_importance(registry: Registry, asked: dict[str, Any], moves: bool) -> None:
+    """On the network itself, which then is tested and teaches with the statistics of that pass; or on a copy."""
+    first, second = watched(registry, "afc", "bn", **asked)[:2]
+    assert [asked.get("protocol") == "released", moves] == [first.engine.method.inner.measure_in_place, moves]
+    for name, before in first.after.items():
+        moved = not torch.equal(before, second.teacher[name])
+        assert moved is (moves and name.endswith(("running_mean", "running_var", "num_batches_tracked"))), name
+        if "head" not in name:
+            assert torch.equal(second.before[name], second.teacher[name])
+
+
 def main() -> None:
     """Writes the stored losses anew."""
     torch.set_num_threads(1)

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from dataclasses import replace
 
+import pytest
 import torch
 from torch import nn
 
-from cilnorm.batch import Composition
+from cilnorm.assemble import assemble
+from cilnorm.batch import Composition, CompositionWarning
 from cilnorm.heads import Linear
+from cilnorm.hookspecs import Norm
 from cilnorm.network import Network
+from cilnorm.registry import Registry
+from cilnorm.spec import Spec
 from tests.fake import Tiny
 from tests.test_batch import Listener
 
@@ -21,6 +28,31 @@ def test_layers_hear_only_what_is_news() -> None:
     for composition in (first, first, second, second, first):
         net.observe(composition)
     assert listener.heard == [first, second, first]
+
+
+def test_a_network_whose_layers_need_no_telling_is_observed_without_a_word(recwarn: pytest.WarningsRecorder) -> None:
+    Network(nn.BatchNorm2d(4), Linear(4)).observe(Composition(8, 0, 0))
+    assert not recwarn.list
+
+
+def deaf_norm(registry: Registry) -> Registry:
+    """The registry, and a norm that claims to listen."""
+    norms = replace(
+        registry.norms, records={**registry.norms.records, "deaf": Norm("deaf", nn.BatchNorm2d, composition_aware=True)}
+    )
+    return replace(registry, norms=norms)
+
+
+@pytest.mark.parametrize(("norm", "warnings"), [("deaf", 1), ("tbbn", 0), ("bn", 0)])
+def test_a_norm_that_claims_to_listen_and_does_not_is_told_of(
+    registry: Registry, tiny: Callable[..., Spec], norm: str, warnings: int, recwarn: pytest.WarningsRecorder
+) -> None:
+    parts = assemble(replace(tiny(norm="bn"), norm=norm), deaf_norm(registry), torch.device("cpu"))
+    for past in (4, 0):
+        parts.net.observe(Composition(12, past, 1))
+    said = [str(each.message) for each in recwarn.list if each.category is CompositionWarning]
+    assert len(said) == warnings
+    assert all("deaf is composition-aware, but no layer of tiny with it listens; derive" in text for text in said)
 
 
 def test_a_copy_keeps_what_it_was_told() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import itertools
 import pickle
 
 import pytest
@@ -29,7 +30,7 @@ def make(name: str, channels: int = 8, **options: object) -> nn.Module:
     generator = torch.Generator().manual_seed(1)
     for parameter in layer.parameters():
         parameter.data = torch.rand(parameter.shape, generator=generator) + 0.5
-    set_composition(layer, TOLD)
+    set_composition(layer, TOLD, expect_listeners=False)
     return layer
 
 
@@ -122,6 +123,43 @@ def test_half_precision_inputs_have_float32_statistics(name: str, dtype: torch.d
     buffers = len(list(layer.buffers()))
     assert_same(actual[len(actual) - buffers :], expected[len(expected) - buffers :], 1e-5)
     torch.testing.assert_close(actual[0].float(), expected[0], rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", NAMES)
+def test_half_precision_costs_no_more_than_its_rounding(
+    name: str, dtype: torch.dtype, layout: torch.memory_format
+) -> None:
+    """Output and gradients against those of the same values in float64."""
+    layer = make(name)
+    exact = copy.deepcopy(layer).double()
+    x = rows(8, 6, 5, dtype=dtype).contiguous(memory_format=layout)
+    g = rows(8, 6, 5, dtype=dtype, seed=1).contiguous(memory_format=layout)
+    wide = x.double().requires_grad_()
+    y, expected = layer(x.requires_grad_()), exact(wide)
+    y.backward(g)
+    expected.backward(g.double())
+    unit = torch.finfo(dtype).eps
+    assert y.dtype == x.grad.dtype == dtype
+    assert y.is_contiguous(memory_format=layout)
+    torch.testing.assert_close(y.double(), expected, rtol=unit, atol=unit)
+    torch.testing.assert_close(x.grad.double(), wide.grad, rtol=unit, atol=unit)
+    for one, other in zip([p.grad for p in layer.parameters()], [p.grad for p in exact.parameters()], strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=1e-4 * other.abs().max().item())
+    for one, other in zip(layer.buffers(), exact.buffers(), strict=True):
+        torch.testing.assert_close(one.double(), other.double(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("name", NAMES)
+def test_autocast_leaves_statistics_of_float32_alone(name: str, layout: torch.memory_format) -> None:
+    layer, other = make(name), make(name)
+    x = rows(8, 6, 5).contiguous(memory_format=layout)
+    expected = layer(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(other(x), expected)
+    assert all(torch.equal(one, two) for one, two in zip(layer.buffers(), other.buffers(), strict=True))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -221,7 +259,7 @@ def test_evaluation_ignores_the_composition_and_the_company(name: str) -> None:
     layer.eval()
     x, state = rows(8, 3, 3), copy.deepcopy(layer.state_dict())
     y = layer(x)
-    set_composition(layer, Composition(5, 1, 9))
+    set_composition(layer, Composition(5, 1, 9), expect_listeners=False)
     assert torch.equal(layer(x), y)
     torch.testing.assert_close(layer(x.flip(0)[:3]), y.flip(0)[:3])
     assert all(torch.equal(value, state[key]) for key, value in layer.state_dict().items())
@@ -258,6 +296,35 @@ def test_activation_checkpointing_is_exact(name: str, reentrant: bool) -> None:
     for one, other in zip(plain.parameters(), repeated.parameters(), strict=True):
         assert torch.equal(one.grad, other.grad)
     assert all(torch.equal(one, other) for one, other in zip(plain.buffers(), repeated.buffers(), strict=True))
+
+
+HOMOGENEOUS = Composition(16, 0, 3)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("order", list(itertools.product((HOMOGENEOUS, TOLD), repeat=2)), ids=str)
+@pytest.mark.parametrize("name", NAMES)
+def test_two_forwards_may_come_before_one_backward(
+    name: str, order: tuple[Composition, Composition], layout: torch.memory_format
+) -> None:
+    """As where a replayed batch gets a forward pass of its own: the gradients of two separate backward passes."""
+    together, apart = make(name), make(name)
+    if name == "brn":
+        for layer in (together, apart):
+            layer.num_batches_tracked.fill_(30000)  # where limits are wide, so that averages matter
+    batches = [rows(8, 3, 5, seed=seed).contiguous(memory_format=layout) for seed in range(2)]
+    inputs, twins = ([batch.clone().requires_grad_() for batch in batches] for _ in range(2))
+    total = torch.zeros(())
+    for composition, x, twin in zip(order, inputs, twins, strict=True):
+        for layer in (together, apart):
+            set_composition(layer, composition, expect_listeners=False)
+        total = total + together(x).sin().sum()
+        apart(twin).sin().sum().backward()
+    total.backward()
+    assert all(torch.equal(x.grad, twin.grad) for x, twin in zip(inputs, twins, strict=True))
+    assert all(x.grad.abs().max() > 0 for x in inputs)
+    assert_same([p.grad for p in together.parameters()], [p.grad for p in apart.parameters()], 1e-6)
+    assert all(torch.equal(one, other) for one, other in zip(together.buffers(), apart.buffers(), strict=True))
 
 
 @pytest.mark.parametrize("name", AWARE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,23 @@ def test_a_bar_on_a_terminal() -> None:
     assert "task 1/2" in text
     assert "ce 1.250 [/] 0.500" in text
     assert "note:" in text
+
+
+class Gone(io.StringIO):
+    """A file whose reader went away after some text."""
+
+    def write(self, text: str) -> int:
+        raise BrokenPipeError
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_reader_that_goes_away_ends_the_display_alone(
+    terminal: bool, tiny: Callable[..., Spec], registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Console, "on_broken_pipe", lambda self: sys.exit(1))  # as rich does, the file's number left out
+    with Display(Console(file=Gone(), force_terminal=terminal, width=120)) as display:
+        done = run(tiny(epochs=1), tmp_path / "run", device="cpu", registry=registry, watch=[display])
+    assert done.summary["state"] == "finished"
 
 
 def test_it_follows_a_whole_run(

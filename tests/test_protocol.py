@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,10 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cilnorm.batch import Composition
-from cilnorm.memory import per_class
+from cilnorm import runner
+from cilnorm.batch import Composition, Task
+from cilnorm.memory import Memory, per_class
 from cilnorm.protocol import PROTOCOLS, RELEASED, Part, Plan, Protocol, Stream, class_order, plan_epoch, task_sizes
+from cilnorm.registry import load
+from cilnorm.spec import resolve
 from tests import golden as gold
+from tests.conftest import ROOT
 
 PASSES, CYCLE = Protocol(), Protocol(epoch="cycle")
 seeds = st.integers(0, 2**31)
@@ -210,6 +216,30 @@ def test_steps_of_a_released_epoch(images: int, union: bool, drop_last: bool, ex
         ), task
 
 
+SECOND = dict(zip(range(2, 11), (177, 177, 177, 177, 177, 178, 178, 177, 180), strict=True))
+SECOND_IMAGENET = dict(zip(range(2, 11), (327, 327, 327, 327, 327, 328, 328, 327, 330), strict=True))
+
+
+@pytest.mark.parametrize(("images", "expected"), [(4500, SECOND), (11700, SECOND_IMAGENET)])
+def test_steps_of_eeils_released_phases(images: int, expected: dict[int, int]) -> None:
+    """As a run lays them out: the second phase has the memory twice among its current rows, 47 % on CIFAR-100."""
+    spec = resolve("cifar100", method="eeil", protocol="released")
+    main, second = load().methods["eeil"].build(**spec.method_options).phases(Task(1, (10, 10)))
+    first_phase = {4500: EEIL, 11700: EEIL_IMAGENET}[images]
+    for task, each in CIFAR:
+        memory = Memory((torch.arange(images, images + each * 10 * (task - 1)),))
+        parts = SimpleNamespace(stream=SimpleNamespace(train=lambda _: torch.arange(images)))
+        state = SimpleNamespace(memory=memory, phase=0, pool=None)
+        run: Any = SimpleNamespace(spec=spec, parts=parts, state=state)
+        for phase, steps in ((main, first_phase), (second, expected)):
+            state.pool = runner._pool(run, Task(task - 1, (10,) * task), phase)
+            plan = runner._plan(run, Task(task - 1, (10,) * task), phase, 0)
+            assert (plan.steps, plan.composition.past) == (steps[task], 16), (task, phase.name)
+        old = (state.pool >= images).float().mean().item()
+        assert old == pytest.approx(2 * len(memory) / (images + 2 * len(memory)))
+        assert images != 4500 or round(100 * old) in (47, 48)
+
+
 @pytest.mark.parametrize(("images", "steps"), [(4500, 70), (11700, 182)])
 @pytest.mark.parametrize("drop_last", [False, True])
 def test_steps_of_a_released_first_task(images: int, steps: int, drop_last: bool) -> None:
@@ -269,3 +299,16 @@ def test_validation_is_a_part(validation: float) -> None:
 def test_keeping_the_best_needs_held_out_images() -> None:
     with pytest.raises(ValueError, match=r"keep: best needs held-out images; set protocol\.validation"):
         Protocol(keep="best")
+
+
+def test_corrected_is_called_our_reading_and_never_the_papers_text() -> None:
+    text = {
+        path: path.read_text(encoding="utf-8")
+        for path in (ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("cilnorm/*.py"))
+    }
+    for path, content in text.items():
+        assert not re.search(r"paper\s+as\s+it\s+is\s+written|corrected \(the paper\)", content), path
+    assert all(
+        "our reading of the paper" in " ".join(text[ROOT / name].split())
+        for name in ("README.md", "cilnorm/protocol.py")
+    )

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 from torch import nn
 
+from cilnorm import registry
 from cilnorm.hookspecs import API_VERSION, Norm, hookimpl
 from cilnorm.registry import HOOKS, PluginError, Registry, Shelf, UnknownName, load, nearest
 from tests.strangers import distribute, norm, offers
@@ -49,10 +50,10 @@ FIRST = ("bn", "ft", "resnet32", "cifar100", "csv")
 
 
 def test_every_installed_plugin_is_healthy() -> None:
-    registry = load(strict=True)
-    assert not registry.failed
-    assert all(shelf.sources[name].startswith("cilnorm ") for shelf, name in zip(registry.shelves, FIRST, strict=True))
-    for shelf in registry.shelves:
+    found = load(strict=True)
+    assert not found.failed
+    assert all(shelf.sources[name].startswith("cilnorm ") for shelf, name in zip(found.shelves, FIRST, strict=True))
+    for shelf in found.shelves:
         assert shelf, f"no {shelf.kind}s"
         assert set(shelf.sources) == set(shelf)
 
@@ -88,16 +89,16 @@ def test_nearest_without_anything_near() -> None:
 
 
 def test_without_leaves_an_entry_point_out() -> None:
-    registry = load(without=["norms.task_balanced"])
-    assert "tbbn" not in registry.norms
-    assert "norms.task_balanced" not in {plugin.name for plugin in registry.plugins}
+    found = load(without=["norms.task_balanced"])
+    assert "tbbn" not in found.norms
+    assert "norms.task_balanced" not in {plugin.name for plugin in found.plugins}
     assert "tbbn" in load().norms
 
 
 def test_an_extra_plugin_stands_beside_the_installed_ones() -> None:
-    registry = load(extra=[offering(Norm("mine", nn.BatchNorm2d))], strict=True)
-    assert registry.norms.sources["mine"] == "(extra)"
-    assert "bn" in registry.norms
+    found = load(extra=[offering(Norm("mine", nn.BatchNorm2d))], strict=True)
+    assert found.norms.sources["mine"] == "(extra)"
+    assert "bn" in found.norms
 
 
 # Strangers, through the metadata that an installer writes
@@ -105,15 +106,19 @@ def test_an_extra_plugin_stands_beside_the_installed_ones() -> None:
 
 def test_a_strangers_norm_is_on_the_shelf(install: Install) -> None:
     install("stranger", {"stranger_norm": norm("theirs")})
-    registry = load(strict=True)
-    assert registry.norms["theirs"].build is nn.BatchNorm2d
-    assert registry.norms.sources["theirs"] == "stranger 1.0"
+    found = load(strict=True)
+    assert found.norms["theirs"].build is nn.BatchNorm2d
+    assert found.norms.sources["theirs"] == "stranger 1.0"
 
 
 HEALTHY = norm("x")
 SICK = {
     "raises": ("raise RuntimeError('first line\\nno licence found')", "no licence found"),
     "exits": ("raise SystemExit('bye')", "SystemExit: bye"),
+    "ends": ("class End(BaseException): ...\nraise End('no more')", "End: no more"),
+    "exits_generators": ("raise GeneratorExit", "GeneratorExit"),
+    "hook_exits": (offers("exit(0)"), "SystemExit: 0"),
+    "says_nothing": ("class E(Exception):\n def __str__(me): raise E\nraise E", "E: its message can't be printed"),
     "lacks_a_module": ("import no_such_module_anywhere", "No module named 'no_such_module_anywhere'"),
     "does_not_parse": ("def (:", "SyntaxError"),
     "wrong_hook": (HEALTHY.replace("cilnorm_norms", "cilnorm_nroms"), "unknown hook 'cilnorm_nroms'"),
@@ -141,48 +146,56 @@ def test_a_sick_plugin_is_reported_and_takes_nobody_down(case: str, install: Ins
     source, reason = SICK[case]
     install("sick", {f"sick_{case}": source})
     install("healthy", {f"healthy_{case}": norm("theirs")})
-    registry = load()
-    error = state_of(registry, f"sick_{case}", "sick 1.0")
+    found = load()
+    error = state_of(found, f"sick_{case}", "sick 1.0")
     assert reason in error
     assert "\n" not in error
-    assert [plugin.distribution for plugin in registry.failed] == ["sick 1.0"]
-    assert registry.norms.sources["theirs"] == "healthy 1.0"
-    assert registry.norms.sources["bn"].startswith("cilnorm ")
+    assert [plugin.distribution for plugin in found.failed] == ["sick 1.0"]
+    assert found.norms.sources["theirs"] == "healthy 1.0"
+    assert found.norms.sources["bn"].startswith("cilnorm ")
     with pytest.raises(PluginError, match=rf"^plugin 'sick_{case}' of sick 1\.0: "):
         load(strict=True)
 
 
+def test_a_plugin_that_hangs_is_named_and_ctrl_c_still_stops(
+    install: Install, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(registry, "SLOW", 0.05)
+    install("slow", {"slow_one": "import time\ntime.sleep(0.5)\nraise KeyboardInterrupt"})
+    with pytest.raises(KeyboardInterrupt):
+        load()
+    assert capsys.readouterr().err == "cilnorm: still importing the plugin 'slow_one' of slow 1.0 after 0.05 s\n"
+
+
 def test_an_entry_point_that_names_nothing(install: Install) -> None:
     install("sick", {}, {"gone": "nowhere_to_be_found", "odd": "not a module !"})
-    registry = load()
-    assert "nowhere_to_be_found" in state_of(registry, "gone", "sick 1.0")
-    assert state_of(registry, "odd", "sick 1.0")
+    found = load()
+    assert "nowhere_to_be_found" in state_of(found, "gone", "sick 1.0")
+    assert state_of(found, "odd", "sick 1.0")
 
 
 def test_two_distributions_with_one_entry_point_name_are_both_refused(install: Install) -> None:
     install("one", {"one_norm": norm("first")}, {"same": "one_norm"})
     install("two", {"two_norm": norm("second")}, {"same": "two_norm"})
-    registry = load()
+    found = load()
     for owner in ("one 1.0", "two 1.0"):
-        assert (
-            state_of(registry, "same", owner) == "entry point 'same' is declared by one 1.0 and by two 1.0; rename one"
-        )
-    assert not {"first", "second"} & set(registry.norms)
+        assert state_of(found, "same", owner) == "entry point 'same' is declared by one 1.0 and by two 1.0; rename one"
+    assert not {"first", "second"} & set(found.norms)
 
 
 def test_our_own_entry_points_can_not_be_pushed_out(install: Install) -> None:
     install("aaa", {"pushy": norm("pushy")}, {"norms.batch": "pushy"})
-    registry = load()
-    assert "declared by aaa 1.0 and by cilnorm" in state_of(registry, "norms.batch", "aaa 1.0")
-    assert registry.norms.sources["bn"].startswith("cilnorm ")
+    found = load()
+    assert "declared by aaa 1.0 and by cilnorm" in state_of(found, "norms.batch", "aaa 1.0")
+    assert found.norms.sources["bn"].startswith("cilnorm ")
 
 
 def test_of_two_strangers_with_one_name_the_second_is_refused(install: Install) -> None:
     install("one", {"one_norm": norm("same")})
     install("two", {"two_norm": norm("same")})
-    registry = load()
-    assert registry.norms.sources["same"] == "one 1.0"
-    assert state_of(registry, "two_norm", "two 1.0") == "the norm 'same' is already there, from one 1.0"
+    found = load()
+    assert found.norms.sources["same"] == "one 1.0"
+    assert state_of(found, "two_norm", "two 1.0") == "the norm 'same' is already there, from one 1.0"
 
 
 def test_one_name_on_two_shelves_is_fine(install: Install) -> None:

@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
+from cilnorm.batch import Task
+from cilnorm.data import Augmentation
+from cilnorm.method import Schedule
 from cilnorm.registry import Registry, load
 from cilnorm.spec import SECTIONS, Settings, Spec, read_settings, resolve, to_mapping
 from tests.conftest import ROOT
@@ -104,3 +107,19 @@ def test_a_methods_values_are_fields_of_it_and_no_defaults(shelves: Registry) ->
                     made, before, default = (dict(flat(to_mapping(each))) for each in (spec, plainly, bare))
                     changes = made[key] != before[key] or made[key] != default[key]
                     assert changes, f"methods.{method}.{preset}: {key} repeats its default and the preset's value"
+
+
+@pytest.mark.parametrize("method", ["podnet", "afc"])
+def test_podnet_and_afc_may_run_as_their_authors_ran_them(method: str, shelves: Registry) -> None:
+    spec = resolve("cifar100-podnet", shelves, method=method)
+    assert spec.backbone == "resnet32-rebuffi"
+    assert spec.augmentation == Augmentation(pad=4, crop="random", flip=True, brightness=63 / 255)
+    authors = Schedule(160, 0.1, 0.9, 5e-4, "cosine", clip=0.0, clamp=5.0, milestones=spec.schedule.milestones)
+    assert spec.schedule == authors
+    assert spec.protocol == resolve("cifar100", shelves, method=method, protocol="released").protocol
+    second = (
+        shelves.methods[method].build(**spec.method_options).phases(Task(1, (10, 10)))[1].schedule_in(spec.schedule)
+    )
+    assert (second.epochs, second.lr, second.annealing) == (20, 0.05, "steps")
+    for wanting in ("128", "50 classes", "20 exemplars a class"):
+        assert wanting in read_settings().presets["cifar100-podnet"]["about"]

@@ -14,9 +14,11 @@ import pytest
 import torch
 
 from cilnorm import evaluation, runner
+from cilnorm.assemble import assemble
 from cilnorm.checkpoint import CheckpointError
 from cilnorm.folder import FolderError, read_confusion
 from cilnorm.metrics import as_matrix, summarise
+from cilnorm.protocol import class_order
 from cilnorm.registry import Registry
 from cilnorm.runner import Result, RunStopped, resume, run
 from cilnorm.spec import Spec, SpecError, read_spec, resolve
@@ -160,10 +162,30 @@ def test_a_run_leaves_the_global_generator_alone(tiny: Tiny, registry: Registry,
     assert torch.equal(torch.rand(1), expected)
 
 
-def test_the_order_of_classes_has_a_seed_of_its_own(tiny: Tiny, registry: Registry, tmp_path: Path) -> None:
+def test_the_order_of_classes_may_have_a_seed_of_its_own(tiny: Tiny, registry: Registry, tmp_path: Path) -> None:
     for name, options in (("one", {}), ("other", {"class_order_seed": 4})):
         run(tiny(**options), tmp_path / name, registry=registry, **CPU)
     assert bits(tmp_path / "one")["memory"] != bits(tmp_path / "other")["memory"]
+
+
+def test_the_order_of_classes_follows_the_seed_unless_it_is_given(tiny: Tiny, registry: Registry) -> None:
+    def order(**asked: Any) -> list[int]:
+        return list(assemble(tiny(**asked), registry, torch.device("cpu")).order)
+
+    assert order() == class_order(6, 0) == order(seed=3, class_order=0)
+    assert order(seed=3) == class_order(6, 3) != order()
+    assert order(seed=3, class_order=1993) == class_order(6, 1993)
+    assert order(class_order="5,0,1,4,2,3") == [5, 0, 1, 4, 2, 3]
+    assert order(class_order=[5, 0, 1, 4], classes=4, tasks=2) == [5, 0, 1, 4]
+    assert order(class_order=[5, 0, 1, 4, 2], classes=4, tasks=2) == [5, 0, 1, 4]
+
+
+def test_an_order_as_a_list_gives_the_bits_of_the_seed_that_draws_it(
+    tiny: Tiny, registry: Registry, tmp_path: Path
+) -> None:
+    run(tiny(seed=3), tmp_path / "seed", registry=registry, **CPU)
+    run(tiny(seed=3, class_order=class_order(6, 3)), tmp_path / "list", registry=registry, **CPU)
+    assert bits(tmp_path / "seed") == bits(tmp_path / "list")
 
 
 def test_composition_and_vocabulary_reach_the_method(tiny: Tiny, registry: Registry, tmp_path: Path) -> None:
@@ -367,6 +389,8 @@ def test_a_disk_that_fills_up_on_the_way(
         ({"tasks": 7}, "6 classes can't be split into 7 tasks"),
         ({"classes": 7, "tasks": 2, "memory": 100}, "blobs has 6 classes, not 7"),
         ({"memory": 5}, "a memory of 5 can't hold one exemplar of each of 6 classes"),
+        ({"class_order": [0, 1, 2, 3, 4, 6]}, r"class_order names the label 6; blobs has the labels 0 \.\. 5"),
+        ({"class_order": [4, 1, 2]}, "class_order names 3 of 6 classes; give all, or set classes=3"),
         ({"norm.momentum": 0.5, "norm": "tbbn", "splits": -1}, "splits can't be -1"),
         (
             {"protocol": "released", "train_per_class": 4},

@@ -20,7 +20,7 @@ from cilnorm.registry import Registry, load
 from cilnorm.spec import Settings, Spec, SpecError, from_mapping, read_settings, read_spec, resolve, to_mapping, to_yaml
 from cilnorm.values import coerced, parsed
 from tests import fake
-from tests.conftest import TINY
+from tests.conftest import ROOT, TINY
 
 Tiny = Callable[..., Spec]
 
@@ -99,8 +99,17 @@ def test_values_of_ones_own(asked: dict[str, Any], found: Callable[[Spec], bool]
         ({"tasks": 5, "classes": 4}, "4 classes can't be split into 5 tasks"),
         ({"memory": 3, "classes": 4}, "a memory of 3 can't hold one exemplar of each of 4 classes"),
         ({"train_per_class": 0}, "train_per_class must be at least 1, not 0"),
-        ({"class_order_seed": -1}, "class_order_seed must be in"),
-        ({"class_order_seed": 2**32}, "class_order_seed must be in"),
+        ({"class_order": -1}, "class_order: a seed must be in"),
+        ({"class_order_seed": 2**32}, "class_order: a seed must be in"),
+        ({"class_order": "3,1,3"}, "class_order: the label 3 stands there twice"),
+        ({"class_order": []}, "class_order: a list of no labels"),
+        ({"class_order": [0, -1]}, "class_order: -1 is no label"),
+        ({"class_order": True}, "class_order: expected int, found True"),
+        (
+            {"class_order": "nowhere.txt"},
+            r"class_order: 'nowhere\.txt' is neither a seed, nor a list such as 3,1,2, nor a",
+        ),
+        ({"class_order": "tests"}, "class_order: 'tests' is neither a seed"),
         ({"keep": "best"}, "keep: best needs held-out images"),
         ({"validation": 1}, "validation is a part"),
         ({"norm": "tbbn", "splits": "many"}, r"norm\.splits: 'many' is none of released, divisor, exact"),
@@ -150,6 +159,50 @@ def test_precedence_is_default_then_registry_yaml_then_the_users(registry: Regis
     assert resolve("tiny", registry, Settings({"tiny": TINY}, {}), method="two-phases").method_options["strength"] == 1
     assert resolve("tiny", registry, settings).method_options["strength"] == 3
     assert resolve("tiny", registry, settings, strength=8).method_options["strength"] == 8
+
+
+# The order of classes
+
+
+@pytest.mark.parametrize(
+    ("given", "order"),
+    [(1993, 1993), ("1993", 1993), ("3,1,2", (3, 1, 2)), ("4,", (4,)), ([3, 1], (3, 1)), (None, None)],
+)
+def test_an_order_of_classes_may_be_a_seed_or_a_list(given: object, order: object, tiny: Tiny) -> None:
+    assert tiny(class_order=given).class_order == order
+
+
+@pytest.mark.parametrize("text", ["5 4\n3,2 1 0  # and no more\n", "[5, 4, 3, 2, 1, 0]"])
+def test_an_order_in_a_file_is_stored_as_the_list(text: str, tiny: Tiny, registry: Registry, tmp_path: Path) -> None:
+    (tmp_path / "order.txt").write_text(text)
+    spec = tiny(class_order=str(tmp_path / "order.txt"))
+    (tmp_path / "order.txt").unlink()
+    (tmp_path / "spec.yaml").write_text(to_yaml(spec))
+    assert read_spec(tmp_path / "spec.yaml", registry).class_order == (5, 4, 3, 2, 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"1 two 3", "'two' is no label"), (b"-1", "'-1' is no label"), (b"", "a list of no labels"),
+     (b"\xff\xfe", "no text"), (b"1 " * 600_000, "is longer than 1024 KiB")],
+)  # fmt: skip
+def test_a_file_that_holds_no_order(content: bytes, message: str, tiny: Tiny, tmp_path: Path) -> None:
+    (tmp_path / "order").write_bytes(content)
+    with pytest.raises(SpecError, match=message) as caught:
+        tiny(class_order=str(tmp_path / "order"))
+    assert "\n" not in str(caught.value)
+
+
+def test_specs_of_0_1_0_keep_their_key(registry: Registry, tmp_path: Path) -> None:
+    """A checkpoint belongs to a key; these files and keys are what 0.1.0 wrote."""
+    for path in sorted((ROOT / "tests" / "assets" / "specs-0.1.0").glob("*.yaml")):
+        assert read_spec(path, registry).key == path.stem.rpartition("-")[2], path.stem
+    tiny = {**TINY, "seed": 4}
+    assert (
+        from_mapping({**tiny, "class_order_seed": 4}, registry, None, {}).key
+        == from_mapping(tiny, registry, None, {}).key
+    )
+    assert from_mapping({**tiny, "class_order_seed": 0}, registry, None, {}).class_order == 0
 
 
 # Files

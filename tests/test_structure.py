@@ -17,8 +17,8 @@ from tests.conftest import ROOT
 
 # A module imports only from rows above its own, and within its row from those named in WITHIN.
 ROWS = (
-    ("hookspecs", "batch", "images", "streams", "files", "sealed", "values", "text"),
-    ("losses", "heads", "network", "registry", "charts"),
+    ("hookspecs", "batch", "images", "streams", "files", "sealed", "values", "text", "identity", "output"),
+    ("losses", "heads", "network", "registry", "charts", "orders"),
     ("method", "local_similarity", "precision"),
     ("data", "memory", "protocol", "norms", "options"),
     ("feed",),
@@ -28,6 +28,7 @@ ROWS = (
     ("grid", "published"),
     ("assemble", "metrics", "evaluation", "environment", "folder", "checkpoint", "figures"),
     ("tuning", "guard", "events", "rehearsal"),
+    ("trials",),
     ("runner",),
     ("jobs", "table", "probe"),
     ("workers", "board", "results", "progress", "terminal", "loggers", "export", "doctor"),
@@ -42,7 +43,7 @@ WITHIN = {
     "folder": {"metrics", "environment"},
     "figures": {"metrics"},
     "guard": {"events"},
-    "rehearsal": {"tuning"},
+    "loggers": {"terminal"},
 }
 FOR_PLUGINS = {name for row in ROWS[:3] for name in row} - {"registry"}
 PLUGINS = ("cilnorm_norms", "cilnorm_methods", "cilnorm_backbones", "cilnorm_datasets", "cilnorm_loggers")

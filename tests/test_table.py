@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from cilnorm import registry as registries
 from cilnorm import workers
 from cilnorm.board import Board
 from cilnorm.cli import app
+from cilnorm.guard import BUSY, held
 from cilnorm.jobs import Job, progress
 from cilnorm.published import METRICS
 from cilnorm.registry import Registry, load
@@ -127,6 +129,19 @@ def test_a_table_without_published_values_says_so_and_shows_none() -> None:
     ]
 
 
+def test_a_table_says_why_published_values_do_not_stand_beside_it() -> None:
+    why, unknown = "lr 0.001, published with 0.1", "its rows can't be known"
+    entries = [entry("bn", 30.0, note=why), entry("tbbn", 31.0, note=why)]
+    assert verdicts(entries) == [f"not compared: {why}"]
+    assert f"not compared: {why}." in to_markdown(entries, "norms")
+    assert f"% not compared: {why}" in to_latex(entries, "", "norms").splitlines()
+    entries += [entry("cn", 32.0, published=31.5, note=unknown), entry("gn", 1.0)]
+    assert verdicts(entries)[1:] == [
+        f"not compared: {why} (ft x bn, ft x tbbn)",
+        f"the published value is compared, though {unknown} (ft x cn)",
+    ]
+
+
 # Jobs
 
 
@@ -154,6 +169,9 @@ def test_the_state_of_a_job_is_what_lies_on_the_disk(job: Job, registry: Registr
     job.begin()
     job.end(130)
     assert job.state == "interrupted"
+    for code in (143, 129, -signal.SIGTERM, -signal.SIGHUP, -signal.SIGINT, BUSY):
+        job.end(code)
+        assert job.state == "interrupted"
     job.end(-9)
     assert job.reason == "killed by signal 9"
 
@@ -197,10 +215,101 @@ def test_ctrl_c_stops_the_workers(job: Job, registry: Registry, monkeypatch: pyt
     assert job.state == deaf.state == "new"
 
 
+def test_a_busy_job_is_waited_for_after_the_others_and_never_failed(
+    job: Job, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = Job("other", job.spec, job.folder.with_name("other"))
+    for each in (job, other):
+        each.prepare(registry)
+    told: list[tuple[str, str]] = []
+    lock = ExitStack()
+    lock.enter_context(held(job.folder))
+
+    def watch(each: Job, what: str) -> None:
+        if what != "running":
+            told.append((each.label, what))
+        if told[-1] == ("other", "ended"):
+            assert "is at work there" in job.unfinished
+            lock.close()
+
+    monkeypatch.setattr(workers, "command", lambda *_: [sys.executable, "-c", ""])
+    workers.work([job, other], 2, [], watch)
+    assert told == [
+        ("ft x bn", "busy"), ("other", "started"), ("other", "ended"), ("ft x bn", "started"), ("ft x bn", "ended"),
+    ]  # fmt: skip
+    assert job.state == "new"
+
+
+def test_what_others_finished_meanwhile_is_not_done_again(
+    job: Job, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job.prepare(registry)
+    job.end(-9)
+    told = []
+
+    def watch(_: Job, what: str) -> None:
+        told.append(what)
+        if what == "busy":
+            (job.folder / "summary.json").write_text('{"state": "failed", "reason": "so it is"}')
+            lock.close()
+
+    lock = ExitStack()
+    lock.enter_context(held(job.folder))
+    monkeypatch.setattr(workers, "command", lambda *_: pytest.fail("it is done"))
+    workers.work([job], 1, [], watch)
+    assert told == ["busy", "ended"]
+    assert job.reason == "so it is"  # not the failure before
+
+
+def test_a_process_that_found_another_one_quicker_is_started_again(
+    job: Job, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job.prepare(registry)
+    codes = iter([BUSY, BUSY, 0])
+    monkeypatch.setattr(workers, "command", lambda *_: [sys.executable, "-c", f"raise SystemExit({next(codes)})"])
+    told: list[str] = []
+    workers.work([job], 1, [], lambda _, what: told.append(what))
+    assert [what for what in told if what != "running"] == ["started"] * 3 + ["ended"]
+    assert not job.reason
+
+
+def test_a_lock_of_another_host_is_not_waited_for(job: Job, registry: Registry, site: Path) -> None:
+    job.prepare(registry)
+    job.folder.mkdir()
+    (job.folder / "lock").write_text('{"pid": 7, "host": "elsewhere"}')
+    told: list[str] = []
+    workers.work([job], 1, [], lambda _, what: told.append(what))
+    assert told == ["busy"]
+    assert job.state == "new"
+    busy = cilnorm("run", *job.arguments()[1:], "--device", "cpu")
+    assert busy.exit_code == BUSY, busy.output
+    assert "process 7 on elsewhere is at work there; if that one is dead, delete" in busy.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs processes with parents")
+def test_a_worker_dies_with_a_killed_parent_even_if_it_does_not_heed_ctrl_c() -> None:
+    child = (
+        "import os, signal, sys, time; from cilnorm import workers; workers.PATIENCE = 0.1; "
+        "workers.die_with(os.getppid()); signal.signal(signal.SIGINT, signal.SIG_IGN); "
+        "print('up', flush=True); time.sleep(100)"
+    )
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    with subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"up\n"
+        process.kill()
+        began = time.monotonic()
+        assert process.stdout.read() == b""  # until the child is gone
+        assert time.monotonic() - began < 60
+
+
 def test_the_cores_are_divided(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8), raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert workers.worker_environment(3)["OMP_NUM_THREADS"] == "2"
     assert workers.worker_environment(20)["OMP_NUM_THREADS"] == "1"
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    assert workers.worker_environment(3)["OMP_NUM_THREADS"] == "5"
 
 
 @pytest.mark.parametrize("terminal", [False, True])
@@ -279,6 +388,47 @@ def test_a_killed_table_goes_on_reuses_what_is_there_and_reports_what_fails(site
     third = cilnorm(*asked)
     assert "2 runs: 1 finished before, 0 to do; 1 failed before (--retry-failed tries them again)" in third.stdout
     assert (folder / "summary.json").stat().st_mtime_ns == stamp
+
+
+def test_two_tables_in_one_folder_share_the_work_and_fail_nothing(site: Path) -> None:
+    grid_file(site / "grid.yaml", ["ft"], 6)
+    asked = ["table", "grid.yaml", "--seeds", "0,1", "--workers", "2", "--out", "out", "--device", "cpu"]
+    start = [sys.executable, "-c", "from cilnorm.cli import main; main()", *asked]
+    tables = [subprocess.Popen(start, stdout=subprocess.PIPE) for _ in range(2)]
+    printed = [table.communicate()[0].decode() for table in tables]
+    assert [table.returncode for table in tables] == [0, 0], printed
+    assert not list(site.glob("out/cells/*.failed"))
+    logs = [path.read_text().splitlines() for path in site.glob("out/cells/*/events.jsonl")]
+    assert [sum('"event": "accuracy"' in line for line in log) for log in logs] == [3, 3]
+
+
+def test_a_table_whose_cells_are_not_finished_says_so(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    grid_file(site / "grid.yaml", ["ft", "sour"], 1)
+    monkeypatch.setattr(workers, "work", lambda *_: None)
+    done = cilnorm("table", "grid.yaml", "--out", "out", "--device", "cpu")
+    assert done.exit_code == 1
+    assert done.stderr == "cilnorm: 2 of 2 runs are not finished; the same command goes on\n"
+    assert "ft x bn, seed 0: not begun" in done.stdout
+
+
+def test_a_table_that_is_asked_to_stop_says_how_to_go_on(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    grid_file(site / "grid.yaml", ["ft"], 1)
+    ends = [sys.executable, "-c", ""]
+    monkeypatch.setattr(workers, "command", lambda *_: [signal.raise_signal(signal.SIGTERM), ends][1])
+    done = cilnorm("table", "grid.yaml", "--out", "out", "--device", "cpu")
+    assert done.exit_code == 143
+    assert done.stderr == "cilnorm: interrupted by SIGTERM; the same command goes on\n"
+    assert (site / "out" / "table.md").exists()
+
+
+def test_seeds_without_a_folder_find_theirs_again(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders: list[Path] = []
+    monkeypatch.setattr(workers, "work", lambda jobs, *_: folders.extend(job.folder for job in jobs))
+    asked = ("run", *(f"--set={key}={value}" for key, value in SMALL.items()), "--device", "cpu")
+    for more in (("--seeds", "0,1"), ("--seeds", "1,2", "--seed", "7"), ("--seeds", "0", "--epochs", "3")):
+        assert cilnorm(*asked, *more).exit_code == 1
+    assert folders[0].parent == folders[2].parent != folders[4].parent
+    assert [folder.name for folder in folders] == ["seed-0", "seed-1", "seed-1", "seed-2", "seed-0"]
 
 
 def test_several_seeds_of_one_run(site: Path) -> None:

@@ -6,15 +6,18 @@ Kang et al., "Class-Incremental Learning by Knowledge Distillation with Adaptive
 https://arxiv.org/abs/2204.00895, section 3. Classifier, its start and both phases are those of PODNet, as in the paper.
 Follows the authors' code, which distils nothing at the embedding: its importance is measured there and never used.
 Different here: the pass that measures importance runs in training mode, on batch statistics, as the authors' code does,
-but on a copy, so it does not move the network's running statistics.
+but on a copy, so it does not move the network's running statistics. In the authors' code it does, and since it comes
+last, a network is tested, and teaches, with the statistics of that pass over all current and stored images;
+``measure_in_place`` does so, and ``released`` sets it.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -34,9 +37,13 @@ class AFC(LocalSimilarity):
     Attributes:
         consolidation (λ): weight of the term that keeps important channels; authors' options for CIFAR-100; 10 on
             ImageNet.
+        measure_in_place: whether the pass that measures importance moves running statistics; authors: yes.
     """
 
+    released: ClassVar[Mapping[str, Any]] = {**LocalSimilarity.released, "measure_in_place": True}
+
     consolidation: float = 4.0
+    measure_in_place: bool = False
 
     def loss(self, step: Step) -> dict[str, Tensor]:
         terms = {"nca": nca(step.out.logits, step.batch.targets, self.margin)}
@@ -47,8 +54,11 @@ class AFC(LocalSimilarity):
         return terms
 
     def remember(self, net: Network, task: Task, batches: Callable[[], Iterable[Batch]]) -> Past:
-        """A frozen copy, and for every stage the channels' importance (C,), 1 on average."""
-        measured = copy.deepcopy(net).train().requires_grad_()
+        """A frozen copy, and for every stage the channels' importance (C,), 1 on average.
+
+        With ``measure_in_place`` the network itself goes through the batches, in training mode, before it is copied.
+        """
+        measured = (net if self.measure_in_place else copy.deepcopy(net)).train().requires_grad_()
         sums: list[Tensor] = []
         for batch in batches():
             measured.observe(batch.composition)

@@ -127,6 +127,10 @@ class BatchNormBase(BatchDependent, _NormBase):
             return y
         if self.num_batches_tracked is not None and self.counts:
             self.num_batches_tracked.add_(1)
+        if not torch.compiler.is_compiling():
+            # Autograd keeps the averages that it is given, though training never reads them going backward, and refuses
+            # to go on where ``track`` moved them since. Views by ``data`` have a version counter of their own.
+            mean, var = mean.data, var.data
         return F.batch_norm(x, mean, var, self.weight, self.bias, True, self.momentum, self.eps)
 
     def _across(self, ranks: Ranks, x: Tensor) -> Tensor:

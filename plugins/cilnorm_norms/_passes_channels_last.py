@@ -15,7 +15,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from cilnorm_norms._passes_torch import Pair
+from cilnorm_norms._passes_blocks import HALF, WideBlock, subtract, write
+from cilnorm_norms._passes_torch import Pair, statistics_dtype
 
 PILOT_EVERY = 8  # rows that the pilot looks at; it need not be the mean, only be near it
 LINE = 256  # values; from some hundred on kernels run at full speed
@@ -24,7 +25,7 @@ BLOCK = 128 * 1024  # values; half a megabyte lies in the second-level cache, wi
 
 def suits(x: Tensor) -> bool:
     """Whether these passes can read ``x`` where it lies."""
-    right_type = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
+    right_type = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64, *HALF)
     return right_type and x.is_contiguous(memory_format=torch.channels_last) and x.numel() > 0
 
 
@@ -32,15 +33,16 @@ def moments(x: Tensor, current: int, lanes: int) -> tuple[Pair, Pair]:
     """Means and biased variances of every lane and of the past rows (zeros where there are none)."""
     channels, area = x.shape[1], x.shape[2] * x.shape[3]
     lines = _lines(x)
-    pilot = lines[::PILOT_EVERY].mean((0, 1)).view(-1, channels).mean(0)
+    dtype = statistics_dtype(x)
+    pilot = lines[::PILOT_EVERY].mean((0, 1)).view(-1, channels).mean(0).to(dtype)
     repeated = _repeated(pilot, lines)
-    found = x.new_empty(len(x), 2, lines.shape[2])
+    found = x.new_empty(len(x), 2, lines.shape[2], dtype=dtype)
     for part, shifted, of_rows in _blocks_of_rows(lines, found):
-        torch.sub(part, repeated, out=shifted)
+        subtract(part, repeated, shifted)
         torch.sum(shifted, 1, out=of_rows[:, 0])
         torch.sum(shifted.square_(), 1, out=of_rows[:, 1])
     mean, square = (
-        _by_part(found, current, lanes, channels).div_(_values_by_part(len(x), current, lanes, area, x.dtype)).unbind(1)
+        _by_part(found, current, lanes, channels).div_(_values_by_part(len(x), current, lanes, area, dtype)).unbind(1)
     )
     var = torch.addcmul(square, mean, mean, value=-1)
     mean = mean + pilot
@@ -51,10 +53,10 @@ def moments(x: Tensor, current: int, lanes: int) -> tuple[Pair, Pair]:
 
 def affine(x: Tensor, current: int, mean: Pair, scale: Pair, shift: Pair) -> Tensor:
     """scale · (x − mean) + shift."""
-    y = torch.empty_like(x)
+    y, block = torch.empty_like(x), WideBlock()
     for (part, out), (m, a, b) in _blocks_of_lanes((x, y), current, (mean, scale, shift)):
-        torch.sub(part, m, out=out)
-        torch.addcmul(b, out, a, out=out)
+        wide = subtract(part, m, block.like(out))
+        write(torch.addcmul(b, wide, a, out=wide), out)
     return y
 
 
@@ -62,12 +64,12 @@ def sums(g: Tensor, x: Tensor, current: int, mean: Pair) -> tuple[Pair, Pair]:
     """Σ g and Σ g · (x − mean) of every lane and of the past rows."""
     lines, upstream, pilot = _lines(x), _lines(g), mean.lanes[0]
     repeated = _repeated(pilot, lines)
-    found = x.new_empty(len(x), 2, lines.shape[2])
-    start = 0
+    found = x.new_empty(len(x), 2, lines.shape[2], dtype=statistics_dtype(x))
+    start, block = 0, WideBlock()
     for part, product, of_rows in _blocks_of_rows(lines, found):
-        g_part = upstream[start : start + len(part)]
+        g_part = block.read(upstream[start : start + len(part)])
         start += len(part)
-        torch.sub(part, repeated, out=product)
+        subtract(part, repeated, product)
         torch.sum(g_part, 1, out=of_rows[:, 0])
         torch.sum(product.mul_(g_part), 1, out=of_rows[:, 1])
     total, dot = _by_part(found, current, len(mean.lanes), x.shape[1]).unbind(1)
@@ -77,11 +79,11 @@ def sums(g: Tensor, x: Tensor, current: int, mean: Pair) -> tuple[Pair, Pair]:
 
 def gradient(g: Tensor, x: Tensor, current: int, mean: Pair, of_g: Pair, of_x: Pair, shift: Pair) -> Tensor:
     """of_g · g + of_x · (x − mean) + shift."""
-    dx = torch.empty_like(x)
+    dx, block, another = torch.empty_like(x), WideBlock(), WideBlock()
     for (part, upstream, out), (m, a, b, factor) in _blocks_of_lanes((x, g, dx), current, (mean, of_x, shift, of_g)):
-        torch.sub(part, m, out=out)
-        torch.addcmul(b, out, a, out=out)
-        out.addcmul_(upstream, factor)
+        wide = subtract(part, m, block.like(out))
+        torch.addcmul(b, wide, a, out=wide)
+        write(wide.addcmul_(another.read(upstream), factor), out)
     return dx
 
 
@@ -101,28 +103,40 @@ def _repeated(value: Tensor, lines: Tensor) -> Tensor:
 def _blocks_of_rows(lines: Tensor, found: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Some rows after another, memory for as many values, the same for all, and what is to be found of the rows."""
     rows = max(1, BLOCK // lines[0].numel())
-    work = torch.empty_like(lines[:rows])
+    work = torch.empty_like(lines[:rows], dtype=found.dtype)
     return ((part, work[: len(part)], out) for part, out in zip(lines.split(rows), found.split(rows), strict=True))
 
 
 def _blocks_of_lanes(
     tensors: tuple[Tensor, ...], current: int, values: tuple[Pair, ...]
 ) -> Iterator[tuple[tuple[Tensor, ...], tuple[Tensor, ...]]]:
-    """Some rows of each tensor, and what of ``values`` goes with them: all lanes of current rows, then past rows."""
+    """A block of each tensor, and what of ``values`` goes with it: rows of all lanes of current rows, then past rows.
+
+    Where a row of every lane is more than a block, some lines of each.
+    """
     every = [_lines(tensor) for tensor in tensors]
     lanes, most = len(values[0].lanes), max(1, BLOCK // every[0][0].numel())
     stacked = torch.cat([part for value in values for part in (value.lanes, value.past[None])])
     repeated = _repeated(stacked.view(len(values), lanes + 1, -1), every[0])
     own, past = repeated[:, :-1].unbind(), repeated[:, -1].unbind()
-    parts = (lines[:current].unflatten(0, (-1, lanes)).split(max(1, most // lanes)) for lines in every)
+    parts = (_cut(lines[:current].unflatten(0, (-1, lanes)), max(1, most // lanes)) for lines in every)
     yield from ((part, own) for part in zip(*parts, strict=True))
     if current < len(every[0]):
-        yield from ((part, past) for part in zip(*(lines[current:].split(most) for lines in every), strict=True))
+        yield from ((part, past) for part in zip(*(_cut(lines[current:], most) for lines in every), strict=True))
+
+
+def _cut(lines: Tensor, rows: int) -> Iterator[Tensor]:
+    """So many rows (N, ..., lines, pixels · C) after another; a single one that is more than a block, some lines."""
+    fitting = max(1, BLOCK * lines.shape[-2] // max(1, lines[:1].numel()))
+    for part in lines.split(rows):
+        yield from part.split(fitting, -2) if len(part) == 1 else (part,)
 
 
 def _by_part(found: Tensor, current: int, lanes: int, channels: int) -> Tensor:
     """Sums (L + 1, 2, C) over the rows of every lane, and over past rows, of two values a row, (N, 2, pixels · C)."""
-    sums = _belongs(len(found), current, lanes, found.dtype) @ found.flatten(1)
+    belongs, flat = _belongs(len(found), current, lanes, found.dtype), found.flatten(1)
+    # Into memory of our own, for within ``torch.autocast`` a product is one of bfloat16 otherwise.
+    sums = torch.mm(belongs, flat, out=flat.new_empty(lanes + 1, flat.shape[1]))
     return sums.view(lanes + 1, 2, -1, channels).sum(2)
 
 

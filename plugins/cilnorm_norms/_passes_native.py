@@ -7,10 +7,13 @@ They read the input where it lies; the elementwise form in ``_passes_torch`` nee
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
-from cilnorm_norms._passes_torch import Pair
+from cilnorm_norms._passes_blocks import HALF, WideBlock, write
+from cilnorm_norms._passes_torch import Pair, statistics_dtype
 
 aten = torch.ops.aten
 BLOCK = 256 * 1024  # values; a megabyte each of input, gradient and what is written
@@ -18,17 +21,20 @@ BLOCK = 256 * 1024  # values; a megabyte each of input, gradient and what is wri
 
 def suits(x: Tensor) -> bool:
     """Whether these kernels can read ``x`` where it lies."""
-    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and x.is_contiguous() and x.numel() > 0
+    right_type = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64, *HALF)
+    return right_type and x.is_contiguous() and x.numel() > 0
 
 
 def moments(x: Tensor, current: int, lanes: int) -> tuple[Pair, Pair]:
     """Means and biased variances of every lane and of the past rows (zeros where there are none)."""
-    means, variances = [], []
+    means, variances, dtype = [], [], statistics_dtype(x)
     for part, shape in zip(_cut(x, current, lanes), ((lanes, -1), (-1,)), strict=True):
         if part.shape[0]:
-            mean, var = torch.batch_norm_update_stats(part, None, None, 0.0)
+            # Of half precision the kernel makes float32 statistics where there are averages of float32.
+            unused = x.new_zeros(2, part.shape[1], dtype=dtype) if x.dtype in HALF else (None, None)
+            mean, var = torch.batch_norm_update_stats(part, *unused, 0.0)
         else:
-            mean = var = x.new_zeros(part.shape[1])
+            mean = var = x.new_zeros(part.shape[1], dtype=dtype)
         means.append(mean.view(shape))
         variances.append(var.view(shape))
     return Pair(*means), Pair(*variances)
@@ -46,7 +52,7 @@ def affine(x: Tensor, current: int, mean: Pair, scale: Pair, shift: Pair) -> Ten
 def _affine(x: Tensor, out: Tensor, mean: Tensor, scale: Tensor, shift: Tensor) -> None:
     """The map of x (N, C, H, W) into ``out``, with a value a channel."""
     if x.shape[0]:
-        mean, unused = mean.reshape(-1), x.new_empty(0)
+        mean, unused = mean.reshape(-1), mean.new_empty(0)
         aten.native_batch_norm.out(
             *(x, scale.reshape(-1), shift.reshape(-1), mean, torch.ones_like(mean), False, 0.0, 0.0),
             out=out,
@@ -75,17 +81,30 @@ def sums(g: Tensor, x: Tensor, current: int, mean: Pair) -> tuple[Pair, Pair]:
 
 def gradient(g: Tensor, x: Tensor, current: int, mean: Pair, of_g: Pair, of_x: Pair, shift: Pair) -> Tensor:
     """of_g · g + of_x · (x − mean) + shift."""
-    dx = torch.empty_like(x)
+    dx, block, another = torch.empty_like(x), WideBlock(), WideBlock()
     lanes = len(mean.lanes)
     tensors = (_cut(tensor, current, lanes) for tensor in (x, g, dx))
-    for part_x, part_g, part_dx, m, factor, a, b in zip(*tensors, mean, of_g, of_x, shift, strict=True):
-        factor = factor.reshape(1, -1, 1, 1)
-        rows = max(1, BLOCK * len(part_x) // max(part_x.numel(), 1))
-        # Some rows at a time, so that what the first operation wrote is still in the cache when the second one asks.
-        for some, upstream, out in zip(part_x.split(rows), part_g.split(rows), part_dx.split(rows), strict=True):
-            _affine(some, out, m, a, b)
-            out.addcmul_(upstream, factor)
+    for parts, values in zip(zip(*tensors, strict=True), zip(mean, of_g, of_x, shift, strict=True), strict=True):
+        # A block at a time, so that what the first operation wrote is still in the cache when the second one asks.
+        for (some, upstream, out), (m, factor, a, b) in _blocks(parts, [value.reshape(-1) for value in values]):
+            wide = block.like(out)
+            _affine(another.read(some), wide, m, a, b)
+            write(wide.addcmul_(another.read(upstream), factor.view(1, -1, 1, 1)), out)
     return dx
+
+
+def _blocks(
+    tensors: tuple[Tensor, ...], values: list[Tensor]
+) -> Iterator[tuple[tuple[Tensor, ...], tuple[Tensor, ...]]]:
+    """Some rows of each tensor (N, C, H, W), or some channels of one, and of each value (C,) what goes with them."""
+    rows = max(1, BLOCK * len(tensors[0]) // max(tensors[0].numel(), 1))
+    channels = max(1, BLOCK * tensors[0].shape[1] // max(tensors[0][:1].numel(), 1))
+    for some in zip(*(tensor.split(rows) for tensor in tensors), strict=True):
+        if len(some[0]) > 1:
+            yield some, tuple(values)
+        else:
+            cut = zip(*(each.split(channels, 1) for each in some), strict=True)
+            yield from zip(cut, zip(*(value.split(channels) for value in values), strict=True), strict=True)
 
 
 def _cut(x: Tensor, current: int, lanes: int) -> tuple[Tensor, Tensor]:

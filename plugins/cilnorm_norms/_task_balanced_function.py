@@ -32,13 +32,14 @@ class Plan:
         current: leading rows that are split; the others are past rows and belong to every split.
         splits: S, groups of current rows; row j of those of all ranks, in order, is in group j mod S.
         weight: what a current row weighs in the statistics where a past row weighs 1.
-        past_gain: what a past row weighs in the gradients of γ and β where a current row weighs 1.
+        current_gain, past_gain: what a current and a past row weigh in the gradients of γ and β.
     """
 
     rows: int
     current: int
     splits: int = 1
     weight: float = 1.0
+    current_gain: float = 1.0
     past_gain: float = 1.0
 
     def lanes(self, ranks: Ranks | None) -> int:
@@ -112,9 +113,9 @@ class TaskBalancedFunction(torch.autograd.Function):
         share, gain = 1 / plan.splits, plan.past_gain / plan.splits
         dweight = dbias = dx = None
         if weight is not None and ctx.needs_input_grad[1]:
-            dweight = (inverse * torch.add(own_dot, past_dot, alpha=gain)).sum(0).to(weight.dtype)
+            dweight = (inverse * torch.add(gained(own_dot, plan), past_dot, alpha=gain)).sum(0).to(weight.dtype)
         if bias is not None and ctx.needs_input_grad[2]:
-            dbias = torch.add(own, total.past, alpha=gain).sum(0).to(bias.dtype)
+            dbias = torch.add(gained(own, plan), total.past, alpha=gain).sum(0).to(bias.dtype)
         if ctx.needs_input_grad[0]:
             # G_s and K_s, and from them −a_s G_s / n and −a_s i_s² K_s / n.
             sums = torch.stack([torch.add(own, total.past, alpha=share), torch.add(own_dot, past_dot, alpha=share)])
@@ -172,7 +173,7 @@ def backward_by_triton(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
     x, weight, *found = ctx.saved_tensors
     splits = by_triton.Splits(*found)
     dx, dweight, dbias = by_triton.backward(
-        _passes.like(g, x), x, weight, splits, ctx.sizes, plan.weight, plan.past_gain
+        _passes.like(g, x), x, weight, splits, ctx.sizes, plan.weight, (plan.current_gain, plan.past_gain)
     )
     if weight is None:
         return dx, None, None, None, None, None
@@ -213,6 +214,11 @@ def pool(mean: Pair, var: Pair, plan: Plan, ranks: Ranks) -> tuple[Pair, Pair]:
 def weigh(value: Tensor, plan: Plan) -> Tensor:
     """What reaches a current row of what reaches its split."""
     return value if plan.weight == 1 else value * plan.weight
+
+
+def gained(value: Tensor, plan: Plan) -> Tensor:
+    """What the current rows of a split add to the gradients of γ and β."""
+    return value if plan.current_gain == 1 else value * plan.current_gain
 
 
 def spread(value: Tensor, split_of_lane: Tensor | None) -> Tensor:

@@ -219,7 +219,8 @@ def split_gradients(
     splits,
     channels,
     inverse_count,
-    gain,
+    own_gain,
+    past_gain,
     BLOCK_OWN: tl.constexpr,
     BLOCK_PAST: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -239,8 +240,8 @@ def split_gradients(
     scale = gamma * i
     tl.store(pull + at, -scale * (own_g + past_g / splits) * inverse_count, mask=c < channels)
     tl.store(slope + at, -scale * i * i * (own_gx + past_gx / splits) * inverse_count, mask=c < channels)
-    tl.store(dweight + at, i * (own_gx + gain * past_gx), mask=c < channels)
-    tl.store(dbias + at, own_g + gain * past_g, mask=c < channels)
+    tl.store(dweight + at, i * (own_gain * own_gx + past_gain * past_gx), mask=c < channels)
+    tl.store(dbias + at, own_gain * own_g + past_gain * past_g, mask=c < channels)
 
 
 @triton.jit

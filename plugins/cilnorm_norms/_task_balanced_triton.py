@@ -87,13 +87,19 @@ def forward(
 
 
 def backward(
-    g: Tensor, x: Tensor, weight: Tensor | None, found: Splits, sizes: Sizes, current_weight: float, past_gain: float
+    g: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    found: Splits,
+    sizes: Sizes,
+    current_weight: float,
+    gains: tuple[float, float],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dx (N, C, H, W), dγ and dβ (C,), the last two in float32.
 
     Args:
         g: gradient of the output, laid out as ``x``.
-        past_gain: what a past row weighs in dγ and dβ where a current one weighs 1.
+        gains: what a current and a past row weigh in dγ and dβ.
     """
     rows, _, splits, channels, _ = sizes
     dx = torch.empty_like(x)
@@ -104,7 +110,7 @@ def backward(
         kernels.row_sums[grid](g, x, found.mean, found.past_mean, total, dot, *sizes[1:], *layout, **tile)
         kernels.split_gradients[split_programs(sizes)](
             *(total, dot, weight, found.mean, found.inverse, found.past_mean, pull, slope, dweight, dbias),
-            *(*sizes[:4], 1 / sizes.weighted(current_weight), past_gain / splits),
+            *(*sizes[:4], 1 / sizes.weighted(current_weight), gains[0], gains[1] / splits),
             **split_tile(sizes),
         )
         kernels.apply_gradient[grid](

@@ -12,7 +12,13 @@ Cha et al., "Rebalancing Batch Normalization for Exemplar-based Class-Incrementa
 https://arxiv.org/abs/2201.12559. The paper wants r = t · B_c / B_p. The released code takes the largest common
 divisor of B_c and B_p not above it, which leaves the current task 1.1 to 1.9 times the weight of a past one at 48 : 16;
 that is ``splits="released"``, because the published numbers have it. In that code γ and β get the gradient of the
-averaged copies, in which past rows weigh no more than current ones, unlike the paper says; ``affine_gradient`` chooses.
+averaged copies, in which past rows weigh no more than current ones, unlike the paper says. With
+``affine_gradient="balanced"`` a past row weighs r times a current one there, and a row 1 in the mean, lest the step
+grow with r:
+
+    dγ = Σ_j w_j g_j x̂_j,   dβ = Σ_j w_j g_j,   w_past = r w_cur,   B_c w_cur + B_p w_past = B_c + B_p
+
+with x̂ the normalised row (of a past one the mean over splits) and g the gradient of the output; dx stays as it is.
 """
 
 from __future__ import annotations
@@ -72,7 +78,8 @@ class TaskBalancedBatchNorm2d(BatchNormBase, CompositionAware):
             a number that divides current and past rows. ``divisor``: splits in a number that divides the current rows.
             ``exact``: no splits, every task has the same weight: moments of all rows, a current one weighing 1 / r,
             r = task · current / past. A number: that many splits. See ``feasible_splits``.
-        affine_gradient: how much past rows weigh in the gradients of γ and β: 1 (``released``) or r (``balanced``).
+        affine_gradient: how rows weigh in the gradients of γ and β. ``released``: all weigh 1; ``balanced``: a past row
+            weighs r times a current one, all rows 1 in the mean; r is the number of splits, with ``exact`` the r above.
 
     Raises:
         ValueError: another option than these, an input that isn't (N, C, H, W), a batch of another size than the
@@ -109,7 +116,7 @@ class TaskBalancedBatchNorm2d(BatchNormBase, CompositionAware):
             ValueError: a fixed number of splits that doesn't divide the current rows.
         """
         rows, current, past = composition.rows, composition.current, composition.past
-        self.plan = Plan(rows, rows)
+        self.plan, self.doubt = Plan(rows, rows), None
         if not (current and past):
             return
         ranks = self.ranks()
@@ -118,8 +125,17 @@ class TaskBalancedBatchNorm2d(BatchNormBase, CompositionAware):
         ratio = composition.task * current / past
         weight = 1 / ratio if self.splits == "exact" else 1.0
         if splits > 1 or weight != 1:
-            gain = ratio if self.splits == "exact" else float(splits)
-            self.plan = Plan(rows, current, splits, weight, gain if self.affine_gradient == "balanced" else 1.0)
+            gains = 1.0, 1.0
+            if self.affine_gradient == "balanced":
+                times = ratio if self.splits == "exact" else float(splits)
+                gains = rows / (current + times * past), rows * times / (current + times * past)
+            self.plan = Plan(rows, current, splits, weight, *gains)
+        elif self.splits in ("released", "divisor") and ratio >= 2:
+            self.doubt = (
+                f"splits={self.splits!r} finds no way to split {size * current} current rows beside {size * past} past "
+                f"ones, though r is {ratio:.3g}, so this is plain batch normalisation; take splits='exact', which fits "
+                "any numbers of rows, or numbers with a common divisor"
+            )
 
     def synchronise(self, process_group: Any = None) -> None:
         super().synchronise(process_group)

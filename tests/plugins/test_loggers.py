@@ -53,6 +53,41 @@ def test_a_logger_hears_what_the_log_holds(tiny: Tiny, tmp_path: Path) -> None:
     assert json.loads(json.dumps(told)) == [{k: v for k, v in e.items() if k != "time"} for e in logged]
 
 
+@pytest.mark.parametrize("at", ["build", "run", "accuracy", "close"])
+@pytest.mark.parametrize("error", [SystemExit, RuntimeError])
+def test_a_logger_that_raises_is_left_out_said_once_and_stops_no_run(
+    at: str, error: type[BaseException], tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Sick(Notebook):
+        def __init__(self, folder: Path) -> None:
+            self.raise_at("build")
+
+        def __call__(self, event: Event) -> None:
+            self.raise_at(event["event"])
+
+        def close(self) -> None:
+            self.raise_at("close")
+
+        def raise_at(self, where: str) -> None:
+            if where == at:
+                raise error("it is full")
+
+    class Both:
+        @hookimpl
+        def cilnorm_loggers(self) -> list[Logger]:
+            return [Logger("sick", Sick), Logger("notebook", Notebook)]
+
+    registry = load(extra=[fake, Both()], strict=True)
+    Notebook.pages.clear()
+    with Loggers(["sick", "notebook"], registry) as loggers:
+        run(tiny(), tmp_path / "run", device="cpu", registry=registry, watch=[loggers])
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["state"] == "finished"
+    assert sum(event["event"] == "accuracy" for event in Notebook.pages[1:-1]) == 3
+    assert capsys.readouterr().err == (
+        f"cilnorm: the logger sick is left out from here on: {error.__name__}: it is full\n"
+    )
+
+
 def test_what_is_not_there_is_said_before_anything_is_trained() -> None:
     registry = load(extra=[Offer()], strict=True)
     with pytest.raises(SpecError, match="no logger called 'notbook'; did you mean 'notebook'"):

@@ -53,6 +53,68 @@ def test_every_form_computes_the_same(
     assert dx.is_contiguous(memory_format=layout)
 
 
+@pytest.mark.parametrize(("current", "lanes", "rows"), SPLITS)
+@pytest.mark.parametrize("passes", FORMS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision_is_summed_in_float32_and_rounded_once(
+    passes: ModuleType, current: int, lanes: int, rows: int, dtype: torch.dtype
+) -> None:
+    """What is written is the nearest value that there is, and statistics are as good as of float32."""
+    generator = torch.Generator().manual_seed(rows + lanes)
+
+    def some(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    layout = FORMS[passes]
+    x = (some(rows, 5, 40, 50) + 20).to(dtype).contiguous(memory_format=layout)
+    g = some(rows, 5, 40, 50).to(dtype).contiguous(memory_format=layout)
+    values = [Pair(some(lanes, 5), some(5)) for _ in range(3)]
+    scale, shift, factor = values
+    wide = [Pair(*(value.double() for value in pair)) for pair in values]
+    expected = _passes_torch.moments(x.double(), current, lanes)
+    mean = Pair(*(value.float() for value in expected[0]))
+    mean_wide = Pair(*(value.double() for value in mean))
+
+    found = passes.moments(x, current, lanes)
+    assert {value.dtype for pair in found for value in pair} == {torch.float32}
+    close(found, expected, 1e-4)
+    sums = passes.sums(g, x, current, mean)
+    assert {value.dtype for pair in sums for value in pair} == {torch.float32}
+    for pair, reference in zip(sums, _passes_torch.sums(g.double(), x.double(), current, mean_wide), strict=True):
+        for value, right in zip(pair, reference, strict=True):
+            torch.testing.assert_close(value.double(), right, rtol=1e-4, atol=2e-5 * g[:, 0].numel() ** 0.5)
+    for actual, right in (
+        (
+            passes.affine(x, current, mean, scale, shift),
+            _passes_torch.affine(x.double(), current, mean_wide, *wide[:2]),
+        ),
+        (
+            passes.gradient(g, x, current, mean, factor, scale, shift),
+            _passes_torch.gradient(g.double(), x.double(), current, mean_wide, wide[2], *wide[:2]),
+        ),
+    ):
+        assert actual.dtype == dtype
+        assert actual.is_contiguous(memory_format=layout)
+        torch.testing.assert_close(actual.double(), right, rtol=0.502 * torch.finfo(dtype).eps, atol=1e-5)
+
+
+@pytest.mark.parametrize("passes", FORMS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_rows_that_are_larger_than_a_block_are_cut(passes: ModuleType, dtype: torch.dtype) -> None:
+    x = torch.randn(6, 3, 220, 250, generator=torch.Generator().manual_seed(0))
+    x = x.to(dtype).contiguous(memory_format=FORMS[passes])
+    value = Pair(torch.linspace(1, 2, 6).view(2, 3), torch.linspace(-1, 0, 3))
+    wide = Pair(*(each.double() for each in value))
+    for actual, right in (
+        (passes.affine(x, 4, value, value, value), _passes_torch.affine(x.double(), 4, wide, wide, wide)),
+        (
+            passes.gradient(x, x, 4, value, value, value, value),
+            _passes_torch.gradient(x.double(), x.double(), 4, wide, wide, wide, wide),
+        ),
+    ):
+        torch.testing.assert_close(actual.double(), right, rtol=0.502 * torch.finfo(dtype).eps, atol=5e-6)
+
+
 @pytest.mark.parametrize("passes", FORMS)
 def test_moments_survive_a_large_offset(passes: ModuleType) -> None:
     x = torch.randn(64, 4, 2, 2, generator=torch.Generator().manual_seed(0))
@@ -65,5 +127,8 @@ def test_the_layout_chooses_the_form() -> None:
     x = torch.randn(8, 3, 4, 4)
     assert _passes.choose(x) is _passes_native
     assert _passes.choose(x.contiguous(memory_format=torch.channels_last)) is _passes_channels_last
-    assert _passes.choose(x.half()) is _passes_torch
+    for half in (x.half(), x.bfloat16()):
+        assert _passes.choose(half) is _passes_native
+        assert _passes.choose(half.contiguous(memory_format=torch.channels_last)) is _passes_channels_last
+    assert _passes.choose(x.long()) is _passes_torch
     assert _passes.choose(x[:, :, ::2]) is _passes_torch

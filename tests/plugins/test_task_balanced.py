@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from cilnorm.batch import Composition, set_composition
+from cilnorm.batch import Composition, CompositionWarning, set_composition
 from cilnorm_norms.task_balanced import TaskBalancedBatchNorm2d, feasible_splits
 from tests import golden as gold
 
@@ -217,11 +218,18 @@ def test_exact_equals_the_weighted_mixture(current: int, past: int, task: int) -
         torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("splits", ["released", "divisor", "exact"])
-def test_balanced_affine_gradients_weigh_past_rows_r_times(splits: str) -> None:
-    """Gradients are linear in g: those of γ and β are the current rows' part plus r times the past rows' part."""
+BALANCED = [("released", 4.0), ("divisor", 6.0), ("exact", 9.0), (3, 3.0)]
+
+
+@pytest.mark.parametrize(("splits", "ratio"), BALANCED)
+def test_balanced_affine_gradients_weigh_past_rows_r_times_and_all_rows_1_in_the_mean(
+    splits: str | int, ratio: float
+) -> None:
+    """Gradients are linear in g: those of γ and β are the two parts of the released ones, each times its weight."""
     composition = Composition(12, 4, 3)
-    ratio = 9.0 if splits == "exact" else feasible_splits(composition, splits)
+    w_cur = 16 / (12 + 4 * ratio)
+    w_past = ratio * w_cur
+    assert 12 * w_cur + 4 * w_past == pytest.approx(16)
     x, g = torch.randn(2, 16, 3, 2, 2, dtype=torch.float64)
     current = (torch.arange(16) < 12).view(-1, 1, 1, 1)
 
@@ -234,9 +242,49 @@ def test_balanced_affine_gradients_weigh_past_rows_r_times(splits: str) -> None:
     own, past = gradients("released", g * current), gradients("released", g * ~current)
     dx, dweight, dbias = gradients("balanced", g)
     torch.testing.assert_close(dx, own[0] + past[0])
-    torch.testing.assert_close(dweight, own[1] + ratio * past[1])
-    torch.testing.assert_close(dbias, own[2] + ratio * past[2])
+    torch.testing.assert_close(dweight, w_cur * own[1] + w_past * past[1])
+    torch.testing.assert_close(dbias, w_cur * own[2] + w_past * past[2])
     assert not torch.allclose(dbias, own[2] + past[2])
+
+
+@pytest.mark.parametrize("task", range(1, 10))
+@pytest.mark.parametrize("splits", ["released", "divisor", "exact"])
+def test_balanced_affine_gradients_grow_no_step(splits: str, task: int) -> None:
+    """Where every row pulls the same way the step is that of batch normalisation, after any number of tasks."""
+    layer = TaskBalancedBatchNorm2d(2, splits=splits, affine_gradient="balanced").double()
+    layer.compose(Composition(48, 16, task))
+    layer(torch.randn(64, 2, 1, 1, dtype=torch.float64)).sum().backward()
+    torch.testing.assert_close(layer.bias.grad, torch.full((2,), 64.0, dtype=torch.float64))
+
+
+def doubts(splits: str | int, *compositions: Composition) -> list[str]:
+    """What is warned of while a network of two layers is told these compositions."""
+    model = nn.Sequential(*(TaskBalancedBatchNorm2d(2, splits=splits) for _ in range(2)))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for composition in compositions:
+            set_composition(model, composition)
+    assert all(each.category is CompositionWarning for each in said)
+    return [str(each.message) for each in said]
+
+
+@pytest.mark.parametrize(("splits", "current"), [("released", 47), ("divisor", 43)])
+def test_splits_that_balance_nothing_are_told_of_once(splits: str, current: int) -> None:
+    past = 17
+    told = [Composition(64, 0, 0), *(Composition(current, past, task) for task in (5, 5, 6))]
+    [text] = doubts(splits, *told)
+    assert f"splits='{splits}' finds no way to split {current} current rows beside 17 past ones, though r is" in text
+    assert "take splits='exact'" in text
+
+
+@pytest.mark.parametrize("splits", ["released", "divisor", "exact", 1])
+@pytest.mark.parametrize(
+    "composition", [Composition(48, 16, 1), Composition(48, 16, 9), Composition(64, 0, 3), Composition(25, 27, 1)]
+)
+def test_splits_that_balance_and_batches_that_need_it_not_are_no_news(
+    splits: str | int, composition: Composition
+) -> None:
+    assert not doubts(splits, composition)
 
 
 def test_training_untold_says_what_to_call() -> None:

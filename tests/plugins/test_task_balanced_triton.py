@@ -34,7 +34,7 @@ def test_kernels_in_the_interpreter() -> None:
 
 
 TILES = {"BLOCK_C": 16, "BLOCK_P": 64, "BLOCK_S": 16, "BLOCK_OWN": 4, "BLOCK_PAST": 16}
-FLOATS = {"own_share", "eps", "unbiased", "inverse_count", "gain", "current_weight"}
+FLOATS = {"own_share", "eps", "unbiased", "inverse_count", "own_gain", "past_gain", "current_weight"}
 BY_NAME = tuple(map(int, version("triton").split(".")[:2])) < (3, 3)  # how the compiler knows constants
 KERNELS = ["row_moments", "split_moments", "apply", "row_sums", "split_gradients", "apply_gradient"]
 
@@ -71,7 +71,7 @@ def test_kernels_compile_for_a_gpu_that_need_not_be_here(
 
 PLANS = [
     Plan(16, 12, 4),
-    Plan(16, 12, 6, past_gain=6.0),
+    Plan(16, 12, 6, current_gain=0.4, past_gain=2.4),
     Plan(64, 48, 24),
     Plan(9, 7, 7),
     Plan(10, 7, 1, weight=0.3),
@@ -129,7 +129,7 @@ def test_half_precision_rounds_only_what_it_writes(dtype: torch.dtype) -> None:
     unit = torch.finfo(dtype).eps
     torch.testing.assert_close(half[0].float(), full[0], rtol=unit, atol=unit)
     assert all(torch.equal(one, other) for one, other in zip((*half[1], *half[2]), (*full[1], *full[2]), strict=True))
-    back = [kernels.backward(g.to(x), x, weight, half[1], sizes, 1.0, 1.0) for g, x in ((g, x), (g, x.float()))]
+    back = [kernels.backward(g.to(x), x, weight, half[1], sizes, 1.0, (1.0, 1.0)) for g, x in ((g, x), (g, x.float()))]
     torch.testing.assert_close(back[0][0].float(), back[1][0], rtol=unit, atol=unit)
     assert torch.equal(back[0][1], back[1][1])
 
