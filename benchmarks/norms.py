@@ -97,7 +97,7 @@ def peak_bytes(run: Run, device: str) -> int:
 
 
 def cases(only: Sequence[str]) -> dict[str, Callable[[int], nn.Module]]:
-    """Layers by label: every norm of the shelf, and variants of some."""
+    """Layers by label: every norm, and variants of some."""
     found: dict[str, Callable[[int], nn.Module]] = {}
     for name in only or registry.load().norms:
         found[name] = norm_factory(name)

@@ -16,12 +16,14 @@ if TYPE_CHECKING:
     from cilnorm import registry
     from cilnorm.batch import Composition, CompositionWarning, set_composition
     from cilnorm.norms import convert_norms, norm_act_factory, norm_factory
+    from cilnorm.progress import Display
     from cilnorm.runner import resume, run
     from cilnorm.spec import Spec, resolve
 
 __all__ = [
     "Composition",
     "CompositionWarning",
+    "Display",
     "Spec",
     "convert_norms",
     "norm_act_factory",
@@ -42,6 +44,7 @@ _HOMES = {
     "norm_factory": "norms",
     "Spec": "spec",
     "resolve": "spec",
+    "Display": "progress",
     "run": "runner",
     "resume": "runner",
 }

@@ -9,11 +9,24 @@ import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
-__all__ = ["bars", "heat_map", "lines"]
+from cilnorm.text import half_up
+
+__all__ = ["bars", "heat_map", "legend_mark", "lines"]
 
 WIDTH, HEIGHT = 420, 270
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 10, 40
 VIRIDIS = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37))  # at 0, 1/4, ... 1
+COLOURS = 8  # of the page
+MARKS = (  # circle, square, triangle, diamond, triangle on its tip, plus, cross, hourglass; about 8 units wide
+    "M-4 0a4 4 0 1 0 8 0a4 4 0 1 0 -8 0Z",
+    "M-3.5 -3.5H3.5V3.5H-3.5Z",
+    "M0 -4.6L4.4 3.4H-4.4Z",
+    "M0 -5L5 0L0 5L-5 0Z",
+    "M0 4.6L4.4 -3.4H-4.4Z",
+    "M-1.5 -4.5H1.5V-1.5H4.5V1.5H1.5V4.5H-1.5V1.5H-4.5V-1.5H-1.5Z",
+    "M-4.2 -2.1L-2.1 -4.2L0 -2.1L2.1 -4.2L4.2 -2.1L2.1 0L4.2 2.1L2.1 4.2L0 2.1L-2.1 4.2L-4.2 2.1L-2.1 0Z",
+    "M-4 -4H4L-4 4H4Z",
+)
 Points = Sequence[tuple[float, float]]
 
 
@@ -46,7 +59,7 @@ def lines(
         for at in rules
     ]
     for number, (name, curves) in enumerate(series.items()):
-        colour = f"c{number % 8}"
+        colour = f"c{number % COLOURS}"
         if not curves:
             continue
         if len(curves) > 1:
@@ -54,10 +67,20 @@ def lines(
         mean = _mean(curves)
         parts.append(f'<path class="line {colour}" d="{frame.path(mean)}"><title>{escape(name)}</title></path>')
         for x, y in [(x, y) for x, y in mean if math.isfinite(y)] if marks else ():
-            told = f"{escape(name)}: {_number(x)}, {y:.2f}"
-            place = f'cx="{frame.x(x):.1f}" cy="{frame.y(y):.1f}" r="3.5"'
-            parts.append(f'<circle class="dot {colour}" {place}><title>{told}</title></circle>')
+            hover = f"{escape(name)}: {_number(x)}, {y:.2f}"
+            parts.append(_mark(number, frame.x(x), frame.y(y), f"<title>{hover}</title>"))
     return _svg(HEIGHT, parts, f"{y_label} over {x_label}")
+
+
+def legend_mark(number: int) -> str:
+    """The mark of curve ``number`` (from 0) as a small picture of its own."""
+    return f'<svg class="mark" viewBox="-6 -6 12 12" aria-hidden="true">{_mark(number, 0, 0)}</svg>'
+
+
+def _mark(number: int, x: float, y: float, inner: str = "") -> str:
+    """A sign at (x, y); curves that share a colour differ in it."""
+    shape = MARKS[(number + number // COLOURS) % len(MARKS)]
+    return f'<path class="dot c{number % COLOURS}" transform="translate({x:.1f} {y:.1f})" d="{shape}">{inner}</path>'
 
 
 def bars(groups: Mapping[str, Sequence[float]], names: Sequence[str], x_label: str, y_label: str) -> str:
@@ -73,11 +96,10 @@ def bars(groups: Mapping[str, Sequence[float]], names: Sequence[str], x_label: s
         for at, value in enumerate(heights):
             x, y = frame.x(at + 0.1 + room * number), frame.y(value)
             wide = frame.x(room) - frame.x(0)
-            told = f"{escape(group)}, {escape(names[at])}: {value:.2f}"
-            parts.append(
-                f'<rect class="bar c{number % 8}" x="{x:.1f}" y="{min(y, zero):.1f}" width="{max(wide - 1, 1):.1f}" '
-                f'height="{max(abs(y - zero), 0.5):.1f}"><title>{told}</title></rect>'
-            )
+            hover = f"{escape(group)}, {escape(names[at])}: {value:.2f}"
+            size = f'width="{max(wide - 1, 1):.1f}" height="{max(abs(y - zero), 0.5):.1f}"'
+            place = f'x="{x:.1f}" y="{min(y, zero):.1f}" {size}'
+            parts.append(f'<rect class="bar c{number % COLOURS}" {place}><title>{hover}</title></rect>')
     every = max(1, math.ceil(len(names) / 14))
     for at in range(0, len(names), every):
         parts.append(f'<text class="tick" x="{frame.x(at + 0.5):.1f}" y="{frame.low + 15}">{escape(names[at])}</text>')
@@ -99,13 +121,12 @@ def heat_map(rows: Sequence[Sequence[float]], x_label: str, y_label: str, top: f
         for u, value in enumerate(row):
             x = LEFT + side * u
             fill, ink = _viridis(value / top if top else 0.0)
-            told = f"{escape(y_label)} {t + 1}, {escape(x_label)} {u + 1}: {value:.1f} {escape(unit)}"
+            hover = f"{escape(y_label)} {t + 1}, {escape(x_label)} {u + 1}: {half_up(value)} {escape(unit)}"
             place = f'x="{x:.1f}" y="{y:.1f}" width="{side - 1:.1f}" height="{tall - 1:.1f}"'
-            parts.append(f'<rect {place} fill="{fill}"><title>{told}</title></rect>')
+            parts.append(f'<rect {place} fill="{fill}"><title>{hover}</title></rect>')
             if across <= 12:
-                parts.append(
-                    f'<text class="{ink}" x="{x + side / 2:.1f}" y="{y + tall / 2 + 4:.1f}">{value:.0f}</text>'
-                )
+                place = f'x="{x + side / 2:.1f}" y="{y + tall / 2 + 4:.1f}"'
+                parts.append(f'<text class="cell {ink}" {place}>{half_up(value)}</text>')
     for u in range(across):
         if u % max(1, math.ceil(across / 20)) == 0:
             parts.append(
@@ -186,6 +207,6 @@ def _empty(text: str) -> str:
     return _svg(60, [f'<text class="label" x="{WIDTH / 2}" y="34">{escape(text)}</text>'], text)
 
 
-def _svg(height: float, parts: Sequence[str], told: str) -> str:
+def _svg(height: float, parts: Sequence[str], label: str) -> str:
     inner = "".join(parts)
-    return f'<svg viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{escape(told)}">{inner}</svg>'
+    return f'<svg viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{escape(label)}">{inner}</svg>'

@@ -12,6 +12,7 @@ import typer
 
 from cilnorm.cli_care import commands as care
 from cilnorm.cli_results import commands, run_seeds
+from cilnorm.cli_show import commands as showing
 from cilnorm.output import lasting_output
 from cilnorm.terminal import complain, guarded, loaded, make_printable, print_table, settings_of
 
@@ -25,9 +26,9 @@ __all__ = ["app", "main"]
 app = typer.Typer(
     help="Any normalisation layer with any class-incremental method on any backbone.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(showing)
 app.add_typer(commands)
 app.add_typer(care)
 Name = Annotated[str | None, typer.Option()]
@@ -36,7 +37,16 @@ Strict = Annotated[bool, typer.Option("--strict", help="A plugin that can't be l
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 LoggerNames = Annotated[list[str] | None, typer.Option("--logger", help="csv, tensorboard, ...; may be repeated.")]
 DataRoot = Annotated[Path | None, typer.Option(help="Folder in which data sets lie; also CILNORM_DATA.")]
-Every = Annotated[str | None, typer.Option(metavar="60s", help="Save within epochs, too: 60s, 5m, 1h.")]
+Every = Annotated[
+    str | None, typer.Option(metavar="60s", help="Save within epochs, too, after so much time: 60s, 5m, 1h; 60 is 60s.")
+]
+Classifier = Annotated[
+    str | None, typer.Option(help="head: the network's outputs; nme: the class with the nearest mean of exemplars.")
+]
+Rows = Annotated[str | None, typer.Option(help="Images of the current task and of past ones in a batch, 48:16 say.")]
+ProtocolName = Annotated[
+    str | None, typer.Option(help="corrected: our reading of the paper; released: as its code runs.")
+]
 Order = Annotated[
     str | None,
     typer.Option("--class-order", "--class-order-seed", help="A seed (1993), a list (3,1,2) or a file of labels."),
@@ -44,12 +54,29 @@ Order = Annotated[
 Deterministic = Annotated[bool, typer.Option("--deterministic", help="The same bits on a GPU, too, if more slowly.")]
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        print(f"cilnorm {version('cilnorm')}")
+        raise typer.Exit
+
+
+@app.callback()
+def about(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and stop.")
+    ] = False,
+) -> None:
+    """Any normalisation layer with any class-incremental method on any backbone."""
+
+
 @app.command("run")
 def run_command(
-    method: Annotated[str | None, typer.Option(help="See `cilnorm list`.")] = None,
-    norm: Annotated[str | None, typer.Option(help="See `cilnorm list`.")] = None,
-    backbone: Annotated[str | None, typer.Option(help="See `cilnorm list`.")] = None,
-    dataset: Annotated[str | None, typer.Option(help="See `cilnorm list`.")] = None,
+    method: Annotated[str | None, typer.Option(help="See `cilnorm list` and `cilnorm show`.")] = None,
+    norm: Annotated[str | None, typer.Option(help="See `cilnorm list` and `cilnorm show`.")] = None,
+    backbone: Annotated[str | None, typer.Option(help="See `cilnorm list` and `cilnorm show`.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="See `cilnorm list` and `cilnorm show`.")] = None,
     preset: Annotated[str, typer.Option(help="Where all other values come from.")] = "quick",
     spec: Annotated[Path | None, typer.Option(help="Repeat the run of this spec.yaml instead of a preset.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any hyperparameter.")] = None,
@@ -58,23 +85,23 @@ def run_command(
     tasks: Annotated[int | None, typer.Option(help="Into how many tasks the classes are split.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Epochs a task; milestones scale along.")] = None,
     memory: Annotated[int | None, typer.Option(help="Exemplars kept in all.")] = None,
-    rows: Annotated[str | None, typer.Option(help="Current:past rows of a batch, 48:16 say.")] = None,
-    classifier: Annotated[str | None, typer.Option(help="head, or nme: nearest mean of exemplars.")] = None,
+    rows: Rows = None,
+    classifier: Classifier = None,
     train_per_class: Annotated[int | None, typer.Option(help="Use so many training images of a class.")] = None,
-    protocol: Annotated[str | None, typer.Option(help="corrected (our reading of the paper) or released.")] = None,
+    protocol: ProtocolName = None,
     logger: LoggerNames = None,
     device: Device = "auto",
     data_root: DataRoot = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run; a new one under runs/ by default.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run that is in --out.")] = False,
-    seeds: Annotated[str | None, typer.Option(help="Several runs, one a seed: 0,1,2.")] = None,
+    seeds: Annotated[str | None, typer.Option(help="Several runs, one a seed: 0,1,2 or 0-4.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="How many of them at a time.")] = 1,
     go_on: Annotated[
         bool, typer.Option("--resume", help="Continue the run that is in --out, if it is the same.")
     ] = False,
     checkpoint_every: Every = None,
     deterministic: Deterministic = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved spec and stop.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Do all but train, and print the spec.")] = False,
     strict: Strict = False,
     debug: Debug = False,
 ) -> None:
@@ -89,10 +116,11 @@ def run_command(
     def work() -> None:
         registry = loaded(strict)
         chosen = _chosen(registry, preset, spec, {**asked, **settings_of(set_ or [])})
+        how = _how(checkpoint_every, deterministic)
+        where: dict[str, Any] = {"device": device, "data_root": data_root, "registry": registry}
+        where |= {"overwrite": overwrite, "go_on": go_on}
         if dry_run:
-            from cilnorm.spec import to_yaml
-
-            print(to_yaml(chosen), end="")
+            _rehearse(chosen, out, seeds, logger or [], where)
             return
         if seeds:
             flags = _flags(device, data_root, logger, checkpoint_every, deterministic)
@@ -100,8 +128,7 @@ def run_command(
             return
         from cilnorm.runner import run
 
-        how = {**_how(checkpoint_every, deterministic), "device": device, "data_root": data_root, "registry": registry}
-        _watched(lambda watch: run(chosen, out, **how, watch=watch, overwrite=overwrite, go_on=go_on), logger, registry)
+        _watched(lambda watch: run(chosen, out, **how, **where, watch=watch), logger, registry)
 
     guarded(work, debug)
 
@@ -183,6 +210,21 @@ def bench(
     runpy.run_module(f"benchmarks.{name}", run_name="__main__", alter_sys=True)
 
 
+def _rehearse(spec: Spec, out: Path | None, seeds: str | None, loggers: list[str], how: dict[str, Any]) -> None:
+    """Refuses what a run would refuse, and prints the spec."""
+    from dataclasses import replace
+
+    from cilnorm.cli_results import seed_list
+    from cilnorm.loggers import Loggers
+    from cilnorm.spec import to_yaml
+    from cilnorm.trials import rehearse
+
+    Loggers(loggers, how["registry"])
+    first = replace(spec, seed=seed_list(seeds)[0]) if seeds else spec
+    rehearse(first, None if seeds else out, **how)
+    print(to_yaml(spec), end="")
+
+
 def _flags(
     device: str, data_root: Path | None, loggers: list[str] | None, checkpoint_every: str | None, deterministic: bool
 ) -> list[str]:
@@ -217,7 +259,7 @@ def _watched(go: Callable[[Any], Result], loggers: list[str] | None, registry: R
 
     with Loggers(loggers or [], registry) as logging, Display() as display:
         result = go([display, logging])
-    print(f"{result.folder}  (figures/accuracy.png, figures/matrix.png)")
+    print(f"{result.folder}  (figures/: accuracy and matrix, as .png and .pdf)")
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,26 +20,34 @@ if TYPE_CHECKING:
 __all__ = ["commands", "run_seeds"]
 
 commands = typer.Typer()
+SEEDS_LIMIT = 10_000  # of one range; a slip of the keyboard must not ask for millions of runs
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 DataRoot = Annotated[Path | None, typer.Option(help="Folder in which data sets lie; also CILNORM_DATA.")]
-Seeds = Annotated[str, typer.Option(help="Numbers with commas: 0,1,2.")]
+Seeds = Annotated[str, typer.Option(help="Numbers: 0,1,2 or 0-4.")]
 Workers = Annotated[int, typer.Option(min=1, help="How many runs at a time; they share the cores or the GPU.")]
 Runs = Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs.")]
 
 
 def seed_list(text: str) -> list[int]:
-    """The numbers of ``0,1,2``.
+    """The numbers of ``0,1,2`` or ``0-4``, or of both: ``0-2,7``.
 
     Raises:
         SpecError: it is no such list.
     """
     from cilnorm.values import SpecError
 
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() for part in parts) or len(set(parts)) < len(parts):
-        raise SpecError(f"--seeds takes different whole numbers with commas, 0,1,2 say, not {text!r}")
-    return [int(part) for part in parts]
+    found: list[int] = []
+    for part in text.split(","):
+        ends = re.fullmatch(r"\s*(\d{1,9})\s*(?:-\s*(\d{1,9})\s*)?", part, re.ASCII)
+        first, last = (int(ends[1]), int(ends[2] or ends[1])) if ends else (1, 0)
+        if not 0 <= last - first < SEEDS_LIMIT:
+            found.clear()
+            break
+        found += range(first, last + 1)
+    if not found or len(set(found)) < len(found):
+        raise SpecError(f"--seeds takes different whole numbers, 0,1,2 or 0-4 say, not {text!r}")
+    return found
 
 
 @commands.command("table")
@@ -189,7 +198,7 @@ def report_command(
     runs: Runs,
     out: Annotated[Path, typer.Option(help="The page.")] = Path("report.html"),
     title: Annotated[str, typer.Option(help="Its heading.")] = "",
-    figures: Annotated[Path | None, typer.Option(help="Folder for the figures as PNG and SVG.")] = None,
+    figures: Annotated[Path | None, typer.Option(help="Folder for the figures as PNG, SVG and PDF.")] = None,
     debug: Debug = False,
 ) -> None:
     """Write one page with the curves, matrices, losses and settings of some runs; it needs no network."""
@@ -269,7 +278,7 @@ def probe_command(
         bn_bias(
             folder, epochs=epochs, lr=lr, device=device, data_root=data_root, registry=registry, tell=print, out=out
         )
-        print(f"{out or folder / 'probes'}/bn-bias.png, .svg, .csv, .json")
+        print(f"{out or folder / 'probes'}/bn-bias.png, .svg, .pdf, .csv, .json")
 
     guarded(work, debug)
 

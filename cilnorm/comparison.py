@@ -216,7 +216,7 @@ def sentence(found: Comparison, one: str, other: str) -> str:
     name = "paired t-test" if found.paired else "Welch's t-test"
     text += f" {many} (95 % CI {found.low:.2f} to {found.high:.2f}; {name}, t({found.freedom:.3g}) = {found.t:.2f}, "
     text += f"{_p(found.p)}, {'d_z' if found.paired else 'd'} = {found.effect:.2f})"
-    text += ": unlikely to be chance" if found.p < 0.05 else ": not told apart from chance"
+    text += ": unlikely to be chance" if found.p < 0.05 else ": not distinguishable from chance"
     text += " at the 5 % level."
     least = len(found.seeds) if found.paired else min(len(found.one), len(found.other))
     if least < FEW:

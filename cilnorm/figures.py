@@ -11,15 +11,30 @@ import numpy as np
 
 from cilnorm.files import write_atomically
 from cilnorm.metrics import as_matrix, average_per_task
+from cilnorm.text import half_up
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["COLOURS", "accuracy_figure", "bars_figure", "curves_figure", "draw_figures", "matrix_figure", "save"]
+__all__ = [
+    "COLOURS",
+    "MARKERS",
+    "PERCENT",
+    "accuracy_figure",
+    "bars_figure",
+    "curves_figure",
+    "draw_figures",
+    "matrix_figure",
+    "save",
+]
 
 Points = Sequence[tuple[float, float]]
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#b8578f", "#b98200", "#3d9ad1", "#7a5195", "#6b7280")  # told apart by all
+# Eight colours that people with any colour vision can distinguish; a marker besides, for black and white.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#b8578f", "#b98200", "#3d9ad1", "#7a5195", "#6b7280")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+PERCENT = (0.0, 100.0)
+UNDATED = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}  # the same figure is the same file
 BLUE, GREY = "#2a6fbb", "#8a8f98"
 
 
@@ -31,7 +46,7 @@ def accuracy_figure(rows: Sequence[Sequence[float]], title: str) -> Figure:
     tasks = np.arange(1, len(matrix) + 1)
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     axes = figure.subplots()
-    axes.plot(tasks, np.diag(matrix), "o--", color=GREY, markersize=4, label="newest task")
+    axes.plot(tasks, np.diag(matrix), "s--", color=GREY, markersize=4, label="newest task")
     axes.plot(tasks, average_per_task(matrix), "o-", color=BLUE, linewidth=2, label="mean of all seen tasks")
     axes.set(xlabel="tasks learned", ylabel="accuracy (%)", xticks=tasks, ylim=(0, 100), title=title)
     axes.grid(alpha=0.25)
@@ -54,7 +69,8 @@ def matrix_figure(rows: Sequence[Sequence[float]], title: str) -> Figure:
         for (t, u), value in np.ndenumerate(matrix):
             if u <= t:
                 ink = "white" if value < 60 else "black"
-                axes.text(u, t, f"{value:.0f}", ha="center", va="center", color=ink, fontsize=8)
+                size = min(8.0, 100 / tasks)  # points; 100.0 fits into its cell
+                axes.text(u, t, half_up(value), ha="center", va="center", color=ink, fontsize=size)
     labels = [str(task) for task in range(1, tasks + 1)]
     axes.set_xticks(range(tasks), labels)
     axes.set_yticks(range(tasks), labels)
@@ -64,9 +80,20 @@ def matrix_figure(rows: Sequence[Sequence[float]], title: str) -> Figure:
     return figure
 
 
-def curves_figure(series: Mapping[str, Sequence[Points]], x_label: str, y_label: str, title: str = "") -> Figure:
-    """Curves by name, (x, y) points each; several of one name are drawn as their mean within their range."""
+def curves_figure(
+    series: Mapping[str, Sequence[Points]],
+    x_label: str,
+    y_label: str,
+    title: str = "",
+    limits: tuple[float, float] | None = None,
+) -> Figure:
+    """Curves by name, (x, y) points each; several of one name are drawn as their mean within their range.
+
+    Args:
+        limits: of the y axis; by default those of the curves.
+    """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(5.2, 3.6), layout="constrained")
     axes = figure.subplots()
@@ -75,10 +102,12 @@ def curves_figure(series: Mapping[str, Sequence[Points]], x_label: str, y_label:
         x = [point[0] for point in curves[0][:length]]
         y = np.array([[point[1] for point in curve[:length]] for curve in curves])
         colour = COLOURS[number % len(COLOURS)]
-        axes.plot(x, y.mean(0), "o-", color=colour, markersize=4, linewidth=1.8, label=name)
+        marker = MARKERS[(number + number // len(COLOURS)) % len(MARKERS)]  # a colour's second curve has another one
+        axes.plot(x, y.mean(0), marker=marker, color=colour, markersize=5, linewidth=1.8, label=name)
         if len(curves) > 1:
             axes.fill_between(x, y.min(0), y.max(0), color=colour, alpha=0.15, linewidth=0)
-    axes.set(xlabel=x_label, ylabel=y_label, title=title)
+    axes.set(xlabel=x_label, ylabel=y_label, title=title, ylim=limits)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))  # tasks and epochs are whole
     _plain(axes)
     return figure
 
@@ -105,7 +134,9 @@ def _plain(axes: Axes) -> None:
     axes.legend(frameon=False, fontsize=8)
 
 
-def save(figure: Figure, folder: Path, name: str, formats: Sequence[str] = ("png", "svg")) -> list[Path]:
+def save(
+    figure: Figure, folder: Path, name: str, formats: Sequence[str] = ("png", "svg", "pdf"), dpi: int = 200
+) -> list[Path]:
     """Writes a figure in several formats; returns their paths.
 
     Raises:
@@ -115,22 +146,17 @@ def save(figure: Figure, folder: Path, name: str, formats: Sequence[str] = ("png
     paths = []
     for kind in formats:
         buffer = io.BytesIO()
-        figure.savefig(buffer, format=kind, dpi=200)
+        figure.savefig(buffer, format=kind, dpi=dpi, metadata=UNDATED[kind])
         paths.append(folder / f"{name}.{kind}")
         write_atomically(paths[-1], buffer.getvalue())
     return paths
 
 
 def draw_figures(folder: Path, rows: Sequence[Sequence[float]], title: str) -> list[Path]:
-    """Writes the two figures of a run into ``folder``; returns their paths.
+    """Writes the two figures of a run into ``folder``, each as PNG and PDF; returns their paths.
 
     Raises:
         OSError: they can't be written.
     """
-    paths = []
-    for name, figure in (("accuracy", accuracy_figure(rows, title)), ("matrix", matrix_figure(rows, title))):
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=150)
-        paths.append(folder / f"{name}.png")
-        write_atomically(paths[-1], buffer.getvalue())
-    return paths
+    figures = {"accuracy": accuracy_figure(rows, title), "matrix": matrix_figure(rows, title)}
+    return [path for name, figure in figures.items() for path in save(figure, folder, name, ("png", "pdf"), dpi=150)]

@@ -10,8 +10,8 @@ A grid stands in registry.yaml, or in a file of its own with the same keys::
       - tbbn-exact: {norm: tbbn, norm.splits: exact}
     set: {epochs: 40}
 
-An entry is a name on the shelf, or a label with values as ``--set`` takes them; the label is the name unless a value
-``norm`` or ``method`` says otherwise. Precedence: preset < ``set`` < entry < what the user asks for.
+An entry is a name that ``cilnorm list`` shows, or a label with values as ``--set`` takes them; the label is the name
+unless a value ``norm`` or ``method`` says otherwise. Precedence: preset < ``set`` < entry < what the user asks for.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The door: what a plugin may offer, as records, and the hooks that return them.
+"""What a plugin may offer, as records, and the hooks that return them.
 
 A plugin is a module named by an entry point of the group ``cilnorm``. It offers things by returning records from the
 hooks below; nothing is registered by importing it. A module may declare ``api_version = 1`` (the value of
@@ -24,11 +24,12 @@ hookimpl = pluggy.HookimplMarker(GROUP)
 
 @dataclass(frozen=True)
 class Record:
-    """One thing on a shelf.
+    """One thing that can be chosen by name.
 
     Attributes:
         name: what users type; lower case, as the field writes it.
-        build: makes the thing; what it takes depends on the shelf.
+        build: makes the thing; what it takes depends on the kind, see below. Options that users may set are its
+            keywords or fields; what they mean is read from its docstring (``cilnorm.options`` says how).
         paper: address of the paper that defines it; empty where there is none.
         aliases: other names that users may type.
     """

@@ -1,6 +1,6 @@
 """What methods with a local similarity classifier share: how it starts, what of it moves, and when.
 
-https://arxiv.org/abs/2004.13513, section 3.2 and appendix; departures of that paper's code, which this follows, are
+https://arxiv.org/abs/2004.13513, section 3.2 and appendix; differences of that paper's code, which this follows, are
 named where they occur. A method on this base adds its own objective.
 """
 
@@ -76,15 +76,15 @@ class LocalSimilarity(Method):
     training mode, so running statistics of norms follow the balanced rows, as they do in the authors' code.
 
     Attributes:
-        proxies: a class (section 3.2).
-        scale: η at the start; the authors' 1.
-        margin: of the NCA loss (section 3.2). Inert, see ``losses.nca``.
-        balanced_epochs: length of the second phase; the authors' 20 of 160.
-        balanced_lr: its rate; the authors' 0.05 of 0.1.
+        proxies (K, section 3.2): weight vectors of each class.
+        scale (η, section 3.2): factor on the similarities at the start, learned from there; the authors' 1.
+        margin (δ, section 3.2): of the NCA loss. It cancels and changes nothing, see ``losses.nca``.
+        balanced_epochs: length of the second phase as a part of the run's epochs; the authors' 20 of 160.
+        balanced_lr: its learning rate as a factor on the run's; the authors' 0.05 of 0.1.
     """
 
     signed_embedding: ClassVar[bool] = True
-    # The code of these papers is their authors' own, which knows nothing of the departures of the TBBN experiments.
+    # The code of these papers is their authors' own, which knows nothing of the differences of the TBBN experiments.
     released: ClassVar[Mapping[str, Any]] = {
         "protocol.epoch": "passes",
         "protocol.validation": 0.0,

@@ -25,7 +25,7 @@ class Schedule:
     """How weights move during a phase: SGD whose learning rate falls.
 
     Attributes:
-        epochs: how many.
+        epochs: passes over the images of a task.
         lr: learning rate at the start.
         momentum, weight_decay: of SGD; the decay applies to every weight, norms included.
         annealing: ``steps``: at milestones; ``cosine``: along half a cosine wave that starts with the second epoch, so

@@ -28,7 +28,7 @@ def norm_factory(norm: Norm | str, **options: Any) -> Callable[..., nn.Module]:
     """A class, or a partial of one, to be called with a number of channels: what ``norm_layer=`` takes.
 
     Args:
-        norm: a name on the shelf, or the record itself.
+        norm: a name that ``cilnorm list`` shows, or the record itself.
         options: of the layer, beside the keywords that all of them have.
 
     Raises:
@@ -48,7 +48,7 @@ def norm_act_factory(norm: Norm | str, act_layer: Any = "relu", **options: Any) 
     that use several (mobilenetv3) can only be converted.
 
     Args:
-        norm: a name on the shelf, or the record itself.
+        norm: a name that ``cilnorm list`` shows, or the record itself.
         act_layer: as timm's layers take it: a name, or a class.
         options: of the layer.
     """
@@ -75,7 +75,7 @@ def convert_norms(model: nn.Module, norm: Norm | str, **options: Any) -> nn.Modu
 
     γ and β stay the very parameters they were, running statistics are copied where the new layer has them, ε and
     momentum are kept where the new layer's own default is that of batch norm. timm's fused layers keep their
-    activation. Layers from the shelf can be converted again.
+    activation. Layers of cilnorm can be converted again.
 
     Raises:
         UnknownName: no norm of that name.
@@ -104,9 +104,9 @@ def convert_norms(model: nn.Module, norm: Norm | str, **options: Any) -> nn.Modu
 def convert_sync(model: nn.Module, process_group: Any = None) -> nn.Module:
     """Lets every batch-dependent layer share its statistics among the processes of a group; returns the model.
 
-    Takes the place of torch's and timm's ``convert_sync_batchnorm``, which leave the shelf's layers unsynchronised.
-    Call it before telling the composition. Every process must hold equally many rows of each kind. Batch norms that
-    aren't from the shelf become torch's ``SyncBatchNorm``, which needs a GPU.
+    Takes the place of torch's and timm's ``convert_sync_batchnorm``, which leave cilnorm's layers unsynchronised.
+    Call it before ``set_composition``. Every process must hold equally many rows of each kind. Batch norms that
+    aren't cilnorm's become torch's ``SyncBatchNorm``, which needs a GPU.
     """
     for parent, name, _, layer in list(_slots(model)):
         synchronise = getattr(layer, "synchronise", None)
@@ -193,7 +193,7 @@ def _slots(model: nn.Module) -> Iterator[tuple[nn.Module | None, str, str, nn.Mo
 
 
 def _known_classes() -> set[type]:
-    """Classes that are a batch norm and nothing besides, and those of the shelf."""
+    """Classes that are a batch norm and nothing besides, and cilnorm's own."""
     from timm.layers import BatchNormAct2d
 
     from cilnorm import registry
@@ -208,7 +208,7 @@ def _convertible(layer: nn.Module, path: str, known: set[type]) -> bool:
     if isinstance(layer, nn.BatchNorm2d | nn.SyncBatchNorm):
         kind = type(layer).__qualname__
         raise TypeError(
-            f"{path} is a {kind}; only BatchNorm2d itself, timm's BatchNormAct2d and the shelf's are converted"
+            f"{path} is a {kind}; only BatchNorm2d itself, timm's BatchNormAct2d and cilnorm's own are converted"
         )
     return False
 

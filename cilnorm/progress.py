@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
@@ -11,6 +11,8 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from cilnorm.text import half_up
 
 __all__ = ["Display"]
 
@@ -25,6 +27,8 @@ class Display:
         self.console = console or Console(highlight=False)
         self._tasks, self._task, self._seen = 0, 0, 0
         self._terms, self._accuracy = "", ""
+        self._matrix: list[list[float]] = []
+        self._parted = False  # whether another line was printed between two rows of the matrix
         self._printed = time.monotonic()
         self._bar: Progress | None = None
         self._handle: Any = None
@@ -74,15 +78,30 @@ class Display:
         self._print(escape(f"{what}, {self._tasks} tasks, seed {event['seed']}; folder {event['folder']}"))
         if event["notice"]:
             self._print(f"[yellow]note:[/] {escape(event['notice'])}")
+        self._matrix = [list(row) for row in event["matrix"]]
+        if self._matrix:
+            self._print(f"{len(self._matrix)} of {self._tasks} tasks were learned before")
+        self._print_matrix()
+
+    def _print_matrix(self) -> None:
+        """The head of the accuracy matrix and the rows so far."""
         header = "".join(f"{f't{u + 1}':>6}" for u in range(self._tasks))
         self._print(f"[dim]after     mean{header}  (accuracy in % on each task, among all classes seen)[/]")
+        for row in self._matrix:
+            self._print_row(row)
+        self._parted = False
+
+    def _print_row(self, row: Sequence[float]) -> None:
+        cells = "".join(f"{half_up(value):>6}" for value in row)
+        self._print(f"task {len(row):>2}: [bold]{half_up(_mean(row)):>6}[/]{cells}")
 
     def _on_warning(self, event: dict[str, Any]) -> None:
         self._print(f"[yellow]warning:[/] {escape(event['text'])}")
+        self._parted = True
 
     def _on_trial(self, event: dict[str, Any]) -> None:
         options = " ".join(f"{name} {value}" for name, value in event["options"].items())
-        self._print(escape(f"trying {options}: {event['accuracy']:.1f} % on held-out images of the first tasks"))
+        self._print(escape(f"trying {options}: {half_up(event['accuracy'])} % on held-out images of the first tasks"))
 
     def _on_task(self, event: dict[str, Any]) -> None:
         self._task, self._seen = event["task"], event["seen"]
@@ -106,6 +125,7 @@ class Display:
             left = self._left(event)
             where = f"task {self._task}/{self._tasks} {escape(event['phase'])} epoch {event['epoch']}/{event['of']}"
             self._print(f"  {where}: {self._terms}; {event['seconds']:.0f} s, about {left:.0f} s left")
+            self._parted = True
 
     def _left(self, event: dict[str, Any]) -> float:
         done = (self._task - 1 + event["epoch"] / event["of"]) / self._tasks
@@ -113,15 +133,23 @@ class Display:
 
     def _on_accuracy(self, event: dict[str, Any]) -> None:
         row = event["accuracy"]
-        cells = "".join(f"{value:6.1f}" for value in row)
-        self._accuracy = f"  accuracy {sum(row) / len(row):.1f} %"
-        self._print(f"task {event['task']:>2}: [bold]{sum(row) / len(row):6.1f}[/]{cells}")
+        self._matrix.append(list(row))
+        self._accuracy = f"  accuracy {half_up(_mean(row))} %"
+        self._print_row(row)
 
     def _on_finished(self, event: dict[str, Any]) -> None:
+        if self._parted:
+            self._print_matrix()
         self._print(f"{_figures(event)}  ({event['steps']} steps, {event['seconds']:.0f} s)")
         if "by_head" in event:
-            self._print(f"{_figures(event['by_head'])}  (by the head, beside the nearest mean of exemplars)")
+            self._print(f"{_figures(event['by_head'])}  (by the head; above: by the nearest mean of exemplars, NME)")
+
+
+def _mean(row: Sequence[float]) -> float:
+    return sum(row) / len(row)
 
 
 def _figures(metrics: dict[str, Any]) -> str:
-    return "  ".join(f"{name} [bold]{metrics[name]:.2f}[/]" for name in ("A_f", "A_a", "F", "forgetting", "A_l"))
+    return "  ".join(
+        f"{name} [bold]{half_up(metrics[name], 2)}[/]" for name in ("A_f", "A_a", "F", "forgetting", "A_l")
+    )

@@ -1,9 +1,9 @@
 """The order of tasks, and which rows a phase trains on.
 
-``Protocol`` names every point in which the released code of TBBN (github.com/csm9493/TaskBalancedBN) departs from our
+``Protocol`` names every point in which the released code of TBBN (github.com/csm9493/TaskBalancedBN) differs from our
 reading of the paper. The defaults (``protocol: corrected``) are that reading: where the paper is silent, what we take
 for slips of the code is mended. The published values are those of the code, so tables that reproduce them run
-``RELEASED``, which switches the departures on.
+``RELEASED``, which switches the differences on.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class NoBatch(ValueError):
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a run departs, or does not, from our reading of the paper.
+    """In what a run differs, or does not, from our reading of the paper.
 
     Attributes:
         current_rows: where the current rows of a batch come from: the ``task``, or the ``union`` of the task and the

@@ -1,4 +1,4 @@
-"""Plugins -> shelves of records.
+"""Plugins -> records by kind and name.
 
 ``load`` looks through the entry points of the group ``cilnorm``, checks each plugin on its own and returns a value;
 there is no global registry. A plugin that can't be used is reported and left out; it never takes the others down.
@@ -87,7 +87,7 @@ class Plugin:
 
 @dataclass(frozen=True)
 class Shelf(Mapping[str, R], Generic[R]):
-    """Records of one kind by name; aliases find them too, iteration shows each once.
+    """Records of one kind by name; aliases and capitals find them too, iteration shows each once.
 
     Raises:
         UnknownName: from ``shelf[name]``, naming the nearest and what there is.
@@ -98,8 +98,9 @@ class Shelf(Mapping[str, R], Generic[R]):
     sources: Mapping[str, str] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> R:
+        asked = name.casefold()  # names are lower case, and people write TBBN
         for record in self.records.values():
-            if name == record.name or name in record.aliases:
+            if asked == record.name or asked in record.aliases:
                 return record
         raise UnknownName(nearest(self.kind, name, self.records))
 

@@ -13,7 +13,7 @@ import numpy as np
 import yaml
 
 from cilnorm import charts
-from cilnorm.figures import bars_figure, curves_figure, matrix_figure, save
+from cilnorm.figures import PERCENT, bars_figure, curves_figure, matrix_figure, save
 from cilnorm.metrics import as_matrix, average_per_task, forgetting_per_task
 from cilnorm.results import RunResult, by_label, differing, flat
 from cilnorm.table import spread
@@ -28,14 +28,16 @@ Chart = dict[str, Any]
 def report(results: Sequence[RunResult], title: str = "") -> str:
     """The page of some runs; those that differ in their seed alone share a colour."""
     from jinja2 import Environment
+    from markupsafe import Markup
 
     groups = by_label(results)
     content = {
         "title": title or (results[0].name if len(results) == 1 else f"{len(results)} runs"),
         "about": _about(results),
-        "metrics_note": "In %, among all classes seen. A_f: mean accuracy after the last task. A_a: mean over tasks of "
-        "the mean accuracy then. F: forgetting, mean over all tasks; forgetting: over the old ones. A_l: accuracy on "
-        "each task right after learning it. BWT: backward transfer. A heading sorts its table.",
+        "metrics_note": "In %, among all classes seen. A_f: mean accuracy after the last task. A_a: mean accuracy over "
+        "the tasks learned so far, averaged over the times after each task. F: forgetting, mean over all tasks; "
+        "forgetting: over the old ones. A_l: accuracy on each task right after learning it. BWT: backward transfer. "
+        "A heading sorts its table.",
         "groups": _group_table(groups) if len(results) > len(groups) else None,
         "runs": _run_table(results),
         "differences": _difference_table(groups) if len(groups) > 1 else None,
@@ -44,7 +46,7 @@ def report(results: Sequence[RunResult], title: str = "") -> str:
     }
     page = (files("cilnorm") / "page.html").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(page).render(content)
+    return environment.from_string(page).render(content, mark=lambda number: Markup(charts.legend_mark(number)))
 
 
 def confused(result: RunResult) -> dict[str, list[tuple[float, float]]]:
@@ -68,7 +70,7 @@ def confused(result: RunResult) -> dict[str, list[tuple[float, float]]]:
 
 
 def draw(results: Sequence[RunResult], folder: Path) -> list[Path]:
-    """The charts that papers show, as PNG and SVG; returns their paths.
+    """The charts that papers show, as PNG, SVG and PDF; returns their paths.
 
     Raises:
         OSError: they can't be written.
@@ -78,7 +80,7 @@ def draw(results: Sequence[RunResult], folder: Path) -> list[Path]:
     paths = []
     for name, (title, curves) in zip(("accuracy", "newest", "first"), _accuracies(groups).items(), strict=True):
         if curves:
-            paths += save(curves_figure(curves, "tasks learned", "accuracy (%)", title), folder, name)
+            paths += save(curves_figure(curves, "tasks learned", "accuracy (%)", title, PERCENT), folder, name)
     if any((heights := _forgotten(groups)).values()):
         paths += save(bars_figure(heights, "task", "forgotten (points)"), folder, "forgetting")
     for label, members in groups.items():
@@ -87,7 +89,8 @@ def draw(results: Sequence[RunResult], folder: Path) -> list[Path]:
     curves = {label: [c for c in (confused(run)["old as new"] for run in of) if c] for label, of in groups.items()}
     curves = {label: found for label, found in curves.items() if found}
     if curves:
-        paths += save(curves_figure(curves, "tasks learned", "old images called new (%)"), folder, "old-as-new")
+        figure = curves_figure(curves, "tasks learned", "old images called new (%)", limits=PERCENT)
+        paths += save(figure, folder, "old-as-new")
     return paths
 
 

@@ -22,7 +22,7 @@ from cilnorm.evaluation import accuracies, class_means, embed, held_out_loss, sc
 from cilnorm.events import Teller, Watcher
 from cilnorm.feed import Feed, feed
 from cilnorm.figures import draw_figures
-from cilnorm.folder import FolderError, RunFolder, default_folder
+from cilnorm.folder import RunFolder, default_folder
 from cilnorm.guard import Interruptions, RunStopped, held, recorded
 from cilnorm.memory import Memory, per_class
 from cilnorm.method import Phase
@@ -31,8 +31,7 @@ from cilnorm.protocol import Part, Plan, Protocol, plan_epoch
 from cilnorm.registry import Registry
 from cilnorm.spec import Spec, to_mapping
 from cilnorm.streams import generator, initial_weights
-from cilnorm.trials import Means, choose, first_parts
-from cilnorm.tuning import answers
+from cilnorm.trials import Means, answered, choose, first_parts
 
 __all__ = ["Result", "RunStopped", "resume", "run"]
 
@@ -83,12 +82,12 @@ def run(
     registry = registry or registries.load()
     path = Path(out) if out else default_folder(spec)
     means = Means(registry, pick_device(device), data_root, watch, Interruptions(checkpoint_every))
-    if not (go_on and _answered(path, spec, registry)):
+    if not (go_on and answered(path, spec, registry)):
         if not go_on:  # else another process may be about to begin it
             RunFolder.check(path, overwrite, registry.logger_files)
         parts = first_parts(means, spec)
         with held(path), means.stops:
-            if not (go_on and _answered(path, spec, registry)):  # another process may have begun it meanwhile
+            if not (go_on and answered(path, spec, registry)):  # another process may have begun it meanwhile
                 folder = RunFolder.create(path, spec, overwrite, registry.logger_files)
                 return _whole(means, folder, spec, parts)
     return _resume(means, path)
@@ -112,15 +111,6 @@ def resume(
     RunFolder.require(Path(folder))  # nothing is made where no run is
     means = Means(registry, pick_device(device), data_root, watch, Interruptions(checkpoint_every))
     return _resume(means, Path(folder))
-
-
-def _answered(path: Path, spec: Spec, registry: Registry) -> bool:
-    """Whether a run of this spec is there already."""
-    if not RunFolder.holds_a_run(path):
-        return False
-    if not answers(RunFolder(path).read_spec(registry), spec, registry):
-        raise FolderError(RunFolder.taken(path, "a run of another spec", registry.logger_files))
-    return True
 
 
 def _resume(means: Means, path: Path) -> Result:
@@ -173,6 +163,7 @@ def _learn(run: _Run, registry: Registry) -> Result:
             tasks=spec.stop_after or spec.tasks,
             notice=parts.images.notice,
             steps=state.steps,
+            matrix=list(state.matrix),
             **names,
         )
         if changed:

@@ -22,7 +22,7 @@ from cilnorm.data import Augmentation
 from cilnorm.hookspecs import Record
 from cilnorm.identity import fingerprint, renamed
 from cilnorm.method import Method, Schedule
-from cilnorm.options import options_of
+from cilnorm.options import Space, settable
 from cilnorm.orders import check_order, given_order
 from cilnorm.precision import Precision
 from cilnorm.protocol import PROTOCOLS, Protocol
@@ -52,7 +52,7 @@ class Spec:
 
     Attributes:
         preset: where the values came from; names the run, decides nothing any more.
-        method, norm, backbone, dataset: names on the shelves, each with its ``..._options``.
+        method, norm, backbone, dataset: names that ``cilnorm list`` shows, each with its ``..._options``.
         tasks: into how many the classes are split.
         stop_after: learn only the first so many of the tasks; None for all.
         classes: use only the first so many of the class order; None for all.
@@ -190,6 +190,7 @@ def resolve(
 
     registry = registry or registries.load()
     settings = settings or read_settings()
+    preset = preset if preset in settings.presets else preset.casefold()
     _known("preset", [preset], settings.presets)
     values = {key: value for key, value in settings.presets[preset].items() if key != "about"}
     return from_mapping({**values, "preset": preset}, registry, settings, asked)
@@ -222,20 +223,20 @@ def from_mapping(values: Options, registry: Registry, settings: Settings | None,
     records = {part: _record(registry, part, name) for part, name in names.items()}
     others = [part for part in PARTS if part in values and _record(registry, part, values[part]) != records[part]]
     values = {key: value for key, value in values.items() if key.removesuffix("_options") not in others}
-    space = _space(records)
+    space = _space(records, registry)
     flat = _flatten(values, space, records["method"])
     if settings:
         own = settings.methods.get(records["method"].name, {}).get(str(values.get("preset")), {})
-        flat |= {_address(key, space, "method."): value for key, value in own.items()}
+        flat |= {space.address(key, "method."): value for key, value in own.items()}
     wanted = {key: value for key, value in asked.items() if key not in PARTS}
     if isinstance(wanted.get("protocol"), str):
         flat |= _protocol(wanted.pop("protocol"), records["method"])
-    wanted = {_address(key, space): value for key, value in wanted.items()}
+    wanted = {space.address(key): value for key, value in wanted.items()}
     if "schedule.epochs" in wanted and "schedule.milestones" not in wanted:
         wanted |= _scaled_milestones(flat, wanted["schedule.epochs"])
     flat |= wanted
     flat["class_order"] = given_order(flat.get("class_order"))
-    return _build({key: coerced(value, space[key], key) for key, value in flat.items()}, records)
+    return _build({key: coerced(value, space.types[key], key) for key, value in flat.items()}, records)
 
 
 def _record(registry: Registry, part: str, name: object) -> Record:
@@ -248,19 +249,19 @@ def _record(registry: Registry, part: str, name: object) -> Record:
         raise SpecError(str(error)) from None
 
 
-def _space(records: Mapping[str, Record]) -> dict[str, Any]:
+def _space(records: Mapping[str, Record], registry: Registry) -> Space:
     """Every key that these records admit, dotted, with its type."""
     hints = typing.get_type_hints(Spec)
     nested = {*SECTIONS, *PARTS, *(f"{part}_options" for part in PARTS)}
-    space = {key: hint for key, hint in hints.items() if key not in nested}
+    types = {key: hint for key, hint in hints.items() if key not in nested}
     for section, made in SECTIONS.items():
-        space |= {f"{section}.{key}": hint for key, hint in typing.get_type_hints(made).items()}
+        types |= {f"{section}.{key}": hint for key, hint in typing.get_type_hints(made).items()}
     for part, record in records.items():
-        space |= {f"{part}.{key}": hint for key, hint in options_of(part, record).items()}
-    return space
+        types |= {f"{part}.{key}": hint for key, hint in settable(part, record).items()}
+    return Space(types, records, registry)
 
 
-def _flatten(values: Options, space: Mapping[str, Any], method: Record) -> dict[str, Any]:
+def _flatten(values: Options, space: Space, method: Record) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in values.items():
         section = key.removesuffix("_options")
@@ -271,27 +272,15 @@ def _flatten(values: Options, space: Mapping[str, Any], method: Record) -> dict[
         elif key in SECTIONS or section in PARTS:
             if not isinstance(value, Mapping):
                 raise SpecError(f"{key}: expected names with values, found {value!r:.80}")
-            flat |= {_address(f"{section}.{inner}", space): given for inner, given in value.items()}
+            flat |= {space.address(f"{section}.{inner}"): given for inner, given in value.items()}
         else:
             flat[key] = value
     return flat
 
 
-def _address(key: str, space: Mapping[str, Any], within: str = "") -> str:
-    """The dotted key that ``key`` means: one ``within``, itself, or the only one that ends in it."""
-    for whole in (within + key, key):
-        if whole in space:
-            return whole
-    found = [known for known in space if known.rpartition(".")[2] == key]
-    if len(found) > 1:
-        raise SpecError(f"{key!r} could be {' or '.join(found)}; say which")
-    if not found:
-        raise SpecError(nearest("key", key, {known.rpartition(".")[2] for known in space}))
-    return found[0]
-
-
 def _protocol(name: str, method: Record) -> dict[str, Any]:
     """All fields of a named protocol, and with ``released`` what the method's released code does differently."""
+    name = name.casefold()
     _known("protocol", [name], PROTOCOLS)
     flat = {f"protocol.{key}": value for key, value in {**dataclasses.asdict(Protocol()), **PROTOCOLS[name]}.items()}
     if name == "released":

@@ -9,11 +9,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from cilnorm.published import METRICS
+from cilnorm.text import csv_cell, markdown, markdown_code, tex, tex_label
 
 __all__ = ["Entry", "best", "cell_text", "spread", "to_csv", "to_latex", "to_markdown", "verdicts"]
 
 CLOSE = 1.0  # points of accuracy within which a value counts as reproduced
 LOWER_IS_BETTER = ("F",)
+RULE = (
+    "Bold: the best norm of a method, where its mean differs from the next one's by more than the larger of their two "
+    "standard deviations over seeds; with one seed there is none, and nothing is bold."
+)
 
 
 def spread(values: Sequence[float]) -> tuple[float, float | None]:
@@ -59,15 +64,17 @@ class Entry:
 
 
 def best(entries: Sequence[Entry]) -> set[tuple[str, str, str]]:
-    """(method, norm, metric) of the best mean among the norms of each method, equals included."""
+    """(method, norm, metric) of each method's best norm where it is clearly the best, see ``RULE``."""
     found = set()
     for metric in METRICS:
         for method in dict.fromkeys(entry.method for entry in entries):
-            group = [entry for entry in entries if entry.method == method and entry.seeds]
-            means = {entry.norm: round(spread(entry.values[metric])[0], 2) for entry in group}
-            if len(means) > 1:
-                top = (min if metric in LOWER_IS_BETTER else max)(means.values())
-                found |= {(method, norm, metric) for norm, mean in means.items() if mean == top}
+            group = [(*spread(e.values[metric]), e.norm) for e in entries if e.method == method and e.seeds]
+            ranked = sorted(group, key=lambda each: each[0], reverse=metric not in LOWER_IS_BETTER)
+            if len(ranked) < 2:
+                continue
+            (top, of_top, norm), (second, of_second, _) = ranked[:2]
+            if of_top is not None and of_second is not None and abs(top - second) > max(of_top, of_second):
+                found.add((method, norm, metric))
     return found
 
 
@@ -129,9 +136,9 @@ def _beside(entry: Entry, metric: str) -> str:
 
 
 def to_markdown(entries: Sequence[Entry], title: str) -> str:
-    """The table for a page of documentation; best of each method in bold, the published value below ours."""
+    """The table for a page of documentation; the clearly best of each method in bold, the published value below."""
     bold = best(entries)
-    lines = [f"# {title}", "", "| method | norm | seeds | " + " | ".join(METRICS) + " |"]
+    lines = [f"# {markdown(title)}", "", "| method | norm | seeds | " + " | ".join(METRICS) + " |"]
     lines.append("|---|---|--:|" + "--:|" * len(METRICS))
     for entry in entries:
         cells = []
@@ -140,12 +147,12 @@ def to_markdown(entries: Sequence[Entry], title: str) -> str:
             text = f"**{text}**" if (entry.method, entry.norm, metric) in bold else text
             beside = _beside(entry, metric)
             cells.append(f"{text}<br>({beside})" if beside else text)
-        label = f"`{entry.method}` | `{entry.norm}`"
+        label = f"{markdown_code(entry.method)} | {markdown_code(entry.norm)}"
         lines.append(f"| {label} | {entry.seeds} | " + " | ".join(cells) + " |")
-    lines += ["", "Accuracies in %; ± is the standard deviation over seeds; best norm of each method in bold."]
+    lines += ["", f"Accuracies in %; ± is the standard deviation over seeds. {RULE}"]
     if _compared(entries):
         lines[-1] += " In brackets: the published value, ours less it, and whether it is reproduced."
-    return "\n".join([*lines, *(f"\n{line}." for line in verdicts(entries))]) + "\n"
+    return "\n".join([*lines, *(f"\n{markdown(line)}." for line in verdicts(entries))]) + "\n"
 
 
 def to_csv(entries: Sequence[Entry]) -> str:
@@ -161,12 +168,12 @@ def to_csv(entries: Sequence[Entry]) -> str:
             held = {None: "", True: "yes", False: "no"}[entry.reproduced(metric)]
             numbers = ["" if fact is None else f"{fact:.4f}" for fact in facts]
             every = " ".join(f"{value:.4f}" for value in entry.values[metric])
-            writer.writerow([entry.method, entry.norm, metric, entry.seeds, *numbers, held, every])
+            writer.writerow([*map(csv_cell, (entry.method, entry.norm)), metric, entry.seeds, *numbers, held, every])
     return text.getvalue()
 
 
 def to_latex(entries: Sequence[Entry], caption: str, label: str) -> str:
-    """A table for a paper: booktabs, best norm of each method in bold, published values in columns of their own."""
+    """A table for a paper: booktabs, the clearly best norm in bold, published values in columns of their own."""
     bold, compared = best(entries), _compared(entries)
     width = 3 if compared else 1
     heads = [rf"\multicolumn{{{width}}}{{c}}{{{_tex_metric(metric)}}}" for metric in METRICS]
@@ -178,8 +185,8 @@ def to_latex(entries: Sequence[Entry], caption: str, label: str) -> str:
         r"\begin{table*}[t]",
         r"  \centering",
         r"  \setlength{\belowcaptionskip}{0.5em}",  # article leaves no room below a caption that stands on top
-        rf"  \caption{{{_tex(caption)}}}",
-        rf"  \label{{tab:{label}}}",
+        rf"  \caption{{{tex(caption)}}}",
+        rf"  \label{{tab:{tex_label(label)}}}",
         r"  \resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
         rf"  \begin{{tabular}}{{ll{'r' * width * len(METRICS)}}}",
         r"    \toprule",
@@ -195,10 +202,11 @@ def to_latex(entries: Sequence[Entry], caption: str, label: str) -> str:
         if entry.method != method:
             lines.append(r"    \midrule")
         cells = [cell for metric in METRICS for cell in _tex_cells(entry, metric, bold, compared)]
-        name = _tex(entry.method) if entry.method != method else ""
-        lines.append(f"    {name} & {_tex(entry.norm)} & " + " & ".join(cells) + r" \\")
+        name = tex(entry.method) if entry.method != method else ""
+        lines.append(f"    {name} & {tex(entry.norm)} & " + " & ".join(cells) + r" \\")
         method = entry.method
-    return "\n".join([*lines, r"    \bottomrule", r"  \end{tabular}}", r"\end{table*}", ""])
+    rule = rf"  \par\smallskip {{\footnotesize {tex(RULE)}}}"
+    return "\n".join([*lines, r"    \bottomrule", r"  \end{tabular}}", rule, r"\end{table*}", ""])
 
 
 def _tex_cells(entry: Entry, metric: str, bold: set[tuple[str, str, str]], compared: bool) -> list[str]:
@@ -220,8 +228,3 @@ def _tex_metric(metric: str) -> str:
     name, _, index = metric.partition("_")
     arrow = r"\downarrow" if metric in LOWER_IS_BETTER else r"\uparrow"
     return f"${name}{f'_{index}' if index else ''}\\,{arrow}$"
-
-
-def _tex(text: str) -> str:
-    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "*": r"$^*$"}
-    return "".join(special.get(sign, f"\\{sign}" if sign in "&%$#_{}" else sign) for sign in text)

@@ -9,17 +9,19 @@ from typing import Any
 
 import torch
 
-from cilnorm.assemble import Assembly, assemble
+from cilnorm import registry as registries
+from cilnorm.assemble import Assembly, pick_device
 from cilnorm.checkpoint import State
 from cilnorm.events import Teller, Watcher
-from cilnorm.folder import RunFolder
+from cilnorm.folder import FolderError, RunFolder, default_folder
 from cilnorm.guard import Interruptions, recorded
 from cilnorm.layout import survey
 from cilnorm.registry import Registry
+from cilnorm.rehearsal import assembled, check_place
 from cilnorm.spec import Spec, SpecError
-from cilnorm.tuning import candidates, finished_accuracy, open_options, trial_folder, tuned
+from cilnorm.tuning import answers, candidates, finished_accuracy, open_options, trial_folder, tuned
 
-__all__ = ["Means", "choose", "first_parts"]
+__all__ = ["Means", "answered", "choose", "first_parts", "rehearse"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,8 +35,8 @@ class Means:
     stops: Interruptions
 
     def assemble(self, spec: Spec) -> Assembly:
-        """The parts of a run of this spec; see ``cilnorm.assemble``."""
-        return assemble(spec, self.registry, self.device, self.data_root)
+        """The parts of a run of this spec; see ``cilnorm.rehearsal``."""
+        return assembled(spec, self.registry, self.device, self.data_root)
 
 
 def first_parts(means: Means, spec: Spec) -> Assembly | None:
@@ -87,3 +89,43 @@ def choose(means: Means, folder: RunFolder, spec: Spec, do: Callable[[Means, Run
         if name.startswith("trials/") and name.split("/")[2] == "checkpoints":
             (folder.path / name).unlink(missing_ok=True)
     return chosen
+
+
+def answered(path: Path, spec: Spec, registry: Registry) -> bool:
+    """Whether a run of this spec is there already.
+
+    Raises:
+        FolderError: it is a run of another spec.
+    """
+    if not RunFolder.holds_a_run(path):
+        return False
+    if not answers(RunFolder(path).read_spec(registry), spec, registry):
+        raise FolderError(RunFolder.taken(path, "a run of another spec", registry.logger_files))
+    return True
+
+
+def rehearse(
+    spec: Spec,
+    out: Path | str | None = None,
+    *,
+    device: str = "auto",
+    data_root: Path | None = None,
+    registry: Registry | None = None,
+    overwrite: bool = False,
+    go_on: bool = False,
+) -> None:
+    """Does all that ``runner.run`` does before it trains, and writes nothing; arguments as there.
+
+    Data are found, or fetched or drawn as for a run.
+
+    Raises:
+        SpecError, DatasetError, FolderError: what a run would raise.
+    """
+    registry = registry or registries.load()
+    path = Path(out) if out else default_folder(spec)
+    means = Means(registry, pick_device(device), data_root, (), Interruptions())
+    if not (go_on and answered(path, spec, registry)):
+        if not go_on:
+            RunFolder.check(path, overwrite)
+        check_place(path)
+    first_parts(means, spec)

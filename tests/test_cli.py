@@ -23,7 +23,7 @@ from tests import fake
 from tests.conftest import ROOT, TINY
 from tests.strangers import distribute, norm
 
-COMMANDS = ("run", "resume", "list", "plugins", "bench", "table", "report", "compare", "probe")
+COMMANDS = ("run", "resume", "list", "show", "plugins", "bench", "table", "report", "compare", "probe")
 
 
 @pytest.fixture(autouse=True)
@@ -144,6 +144,101 @@ def test_a_sick_plugin_is_mentioned_and_strict_makes_it_an_error(tmp_path: Path)
     assert done.stderr == "cilnorm: plugin 'stranger_sick' of stranger 1.0: ZeroDivisionError: division by zero\n"
 
 
+def test_names_are_taken_in_capitals_too() -> None:
+    asked = ("--norm", "TBBN", "--method", "LUCIR", "--backbone", "ResNet32", "--dataset", "Numerals")
+    done = cilnorm("run", "--dry-run", *asked, "--preset", "QUICK", "--protocol", "Released")
+    values = yaml.safe_load(done.stdout)
+    assert [values[part] for part in ("norm", "method", "backbone", "dataset")] == [
+        "tbbn", "lucir", "resnet32", "numerals",
+    ]  # fmt: skip
+    assert (values["preset"], values["protocol"]["epoch"]) == ("quick", "cycle")
+
+
+def test_the_version() -> None:
+    from importlib.metadata import version
+
+    assert cilnorm("--version").stdout == f"cilnorm {version('cilnorm')}\n"
+
+
+def test_a_shell_completes_commands() -> None:
+    code = "import sys; sys.argv[:] = ['cilnorm']; from cilnorm.cli import main; main()"
+    asked = {"_CILNORM_COMPLETE": "complete_bash", "COMP_WORDS": "cilnorm sh", "COMP_CWORD": "1"}
+    environment = {**os.environ, **asked}
+    call = [sys.executable, "-c", code]
+    done = subprocess.run(call, env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["show"]
+
+
+# One thing and its options
+
+
+def test_show_has_all_that_can_be_set_about_lucir() -> None:
+    lines = cilnorm("show", "UCIR").stdout.splitlines()
+    assert lines[0].startswith("method lucir: Cosine classifier")
+    assert "  paper: https://doi.org/10.1109/CVPR.2019.00092" in lines
+    assert "  aliases: ucir" in lines
+    assert any(line.startswith("  distribution: cilnorm 0.") for line in lines)
+    assert "  with --protocol released: imprint false, protocol.current_rows union" in lines
+    [less_forget] = [line.split() for line in lines if line.lstrip().startswith("less_forget")]
+    assert less_forget[:7] == ["less_forget", "5.0", "number", "λ_base", "section", "4.1", "weight"]
+    assert "    L = CE(σ cos(f, w))" in "\n".join(lines)
+
+
+def test_show_says_whether_a_norm_must_know_the_composition() -> None:
+    assert "must know the composition of a batch: yes" in cilnorm("show", "tbbn").stdout
+    assert "must know the composition of a batch: no" in cilnorm("show", "bn").stdout
+    assert "chosen on held-out images unless set: groups among 4, 8, 16, 32" in cilnorm("show", "cn*").stdout
+
+
+def test_show_has_a_data_set_and_a_preset_of_one_name_and_the_sections() -> None:
+    page = cilnorm("show", "cifar100").stdout
+    assert "dataset cifar100: CIFAR-100" in page
+    assert "preset cifar100: the protocol of Cha et al." in page
+    [epochs] = [line.split() for line in page.splitlines() if "schedule.epochs" in line]
+    assert epochs[:3] == ["schedule.epochs", "160", "1"]
+    assert "weight_decay" in cilnorm("show", "schedule").stdout
+    assert complaint(cilnorm("show", "lucri")).startswith(
+        "no method, norm, backbone, data set or preset called 'lucri'"
+    )
+
+
+def test_show_knows_every_name_and_every_option_has_a_meaning() -> None:
+    registry = load()
+    for name in [*(name for shelf in registry.shelves for name in shelf), *read_settings().presets, "spec", "protocol"]:
+        result = cilnorm("show", name)
+        assert result.exit_code == 0, (name, result.output)
+        assert "(not described)" not in result.stdout, name
+
+
+def test_show_reads_what_a_strangers_plugin_says(tmp_path: Path) -> None:
+    source = '''
+from torch import nn
+from cilnorm.hookspecs import Norm, hookimpl
+
+class Theirs(nn.BatchNorm2d):
+    """A norm of theirs.
+
+    Args:
+        strength (κ, equation 3): how strongly
+            it acts.
+    """
+    def __init__(self, num_features, eps=1e-5, *, strength: int = 7, secret=1):
+        super().__init__(num_features, eps)
+
+@hookimpl
+def cilnorm_norms():
+    return [Norm("theirs", Theirs)]
+'''
+    distribute(tmp_path / "site", "stranger", {"stranger_norm": source})
+    done = in_a_process("show", "theirs", path=tmp_path / "site")
+    assert done.returncode == 0, done.stderr
+    [row] = [line.split() for line in done.stdout.splitlines() if line.lstrip().startswith("strength")]
+    assert row[:7] == ["strength", "7", "whole", "number", "κ", "equation", "3"]
+    assert "how strongly it acts." in done.stdout
+    assert done.stdout.count("(not described)") == 1  # the secret one
+    assert "distribution: stranger 1.0" in done.stdout
+
+
 # Specs
 
 
@@ -192,6 +287,19 @@ BAD: dict[str, tuple[list[str], str]] = {
     "preset": (["--preset", "cifar"], "no preset called 'cifar'; did you mean 'cifar100'? there are "),
     "protocol": (["--protocol", "x"], "no protocol called 'x'; there are corrected, released"),
     "key": (["--set", "moment=1"], "no key called 'moment'; did you mean "),
+    "symbol": (
+        ["--method", "lucir", "--set", "lambda=3"],
+        "lucir calls λ_base `less_forget`; `cilnorm show lucir` lists its options",
+    ),
+    "greek": (["--method", "eeil", "--set", "τ=3"], "eeil calls τ `temperature`; `cilnorm show eeil` lists"),
+    "symbol of none": (["--set", "tau=3"], "ft has no tau, though eeil calls τ `temperature`, ssil calls τ `temp"),
+    "two symbols": (["--method", "podnet", "--set", "lambda=3"], "podnet calls λ_c `spatial` and λ_f `flat`;"),
+    "another method's": (
+        ["--set", "method.less_forget=3"],
+        "ft has no option 'less_forget', though lucir has one; `cilnorm show ft` lists its options",
+    ),
+    "another norm's": (["--set", "groups=3"], "bn has no option 'groups', though cn, cn*, tbbn+cn, gn have one;"),
+    "another program's": (["--set", "learning_rate=1"], "no key called 'learning_rate'; did you mean 'lr'? there are "),
     "value": (["--set", "lr=fast"], "schedule.lr: expected float, found 'fast'"),
     "no value": (["--set", "lr"], "--set takes KEY=VALUE, not 'lr'"),
     "no key": (["--set", "=1"], "--set takes KEY=VALUE, not '=1'"),
@@ -215,6 +323,61 @@ BAD: dict[str, tuple[list[str], str]] = {
     "seed": (["--class-order-seed", "-1"], "class_order: a seed must be in [0, 2**32)"),
     "data": (["--preset", "cifar100", "--data-root", "damaged"], "damaged/cifar-100-python/"),
 }
+
+
+UNTRAINABLE: dict[str, tuple[list[str], str]] = {
+    **{name: BAD[name] for name in ("device", "tasks", "memory", "no run", "files", "data", "epochs", "ratio", "spec")},
+    "below a file": (["--spec", "tiny.yaml", "--out", "tiny.yaml/run"], "can't write the run folder tiny.yaml/run: "),
+    "classes": (["--spec", "tiny.yaml", "--set", "classes=7"], "blobs has 6 classes, not 7"),
+    "memory of a set": (["--memory", "5"], "a memory of 5 can't hold one exemplar of each of 100 classes"),
+    "too many rows": (
+        ["--spec", "tiny.yaml", "--rows", "1:1000000"],
+        "rows 1:1000000: a batch of 1000001 rows, but 144 training images",
+    ),
+    "no batch": (
+        ["--spec", "tiny.yaml", "--rows", "48:16", "--protocol", "released"],
+        "task 1, phase main: no batch of 64 rows can be filled from [44] images",
+    ),
+    "splits": (
+        ["--spec", "tiny.yaml", "--norm", "tbbn", "--set", "splits=5"],
+        "task 2, phase main: 12 current rows can't be cut into 5 splits",
+    ),
+    "groups": (["--spec", "tiny.yaml", "--norm", "gn", "--set", "groups=7"], "8 channels can't be cut into 7 groups"),
+    "engine": (["--spec", "tiny.yaml", "--device", "cpu", "--set", "engine=graph"], "engine graph needs a CUDA device"),
+    "logger": (["--spec", "tiny.yaml", "--logger", "cvs"], "no logger called 'cvs'; did you mean 'csv'?"),
+    "often": (["--spec", "tiny.yaml", "--checkpoint-every", "often"], "--checkpoint-every: expected a duration"),
+    "seeds": (["--spec", "tiny.yaml", "--seeds", "1,1"], "--seeds takes different whole numbers"),
+}
+
+
+@pytest.mark.parametrize("more", [[], ["--dry-run"]], ids=["run", "dry run"])
+@pytest.mark.parametrize("case", UNTRAINABLE)
+def test_a_dry_run_refuses_what_a_run_refuses(case: str, more: list[str], spec_file: str, tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged" / "cifar-100-python"
+    damaged.mkdir(parents=True)
+    for name in ("meta", "train", "test"):
+        (damaged / name).write_bytes(b"\x80\x02}")
+    arguments, message = UNTRAINABLE[case]
+    assert complaint(cilnorm("run", *arguments, *more)).startswith(message)
+    assert sorted(os.listdir(tmp_path)) == ["damaged", "tiny.yaml"]  # nothing was begun
+
+
+def test_a_dry_run_tries_what_is_to_be_chosen_for_whether_it_fits(spec_file: str) -> None:
+    done = cilnorm("run", "--dry-run", "--spec", spec_file, "--norm", "cn*")
+    assert yaml.safe_load(done.stdout)["norm_options"] == {}
+    none = cilnorm("run", "--dry-run", "--spec", spec_file, "--norm", "cn*", "--set", "groups=5")
+    assert complaint(none).startswith("8 channels can't be cut into 5 groups")
+
+
+def test_a_bare_number_of_checkpoint_every_is_seconds(spec_file: str, tmp_path: Path) -> None:
+    from cilnorm.values import seconds
+
+    assert seconds("60", "x") == seconds("60s", "x") == 60
+    done = cilnorm(
+        "run", "--spec", spec_file, "--epochs", "1", "--tasks", "1", "--checkpoint-every", "60", "--out", "r"
+    )
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "r" / "checkpoints" / "last.pt").is_file()
 
 
 @pytest.mark.parametrize("case", BAD)
@@ -291,10 +454,15 @@ def test_a_run_and_its_resumption(spec_file: str, tmp_path: Path) -> None:
     for words in ("ft x tbbn x tiny x blobs, 3 tasks, seed 0", "task  3:", "A_f", "forgetting", "A_l"):
         assert words in result.stdout
     assert result.stdout.splitlines()[-1].startswith("run ")
-    assert sorted(os.listdir(tmp_path / "run" / "figures")) == ["accuracy.png", "matrix.png"]
+    assert sorted(os.listdir(tmp_path / "run" / "figures")) == [
+        "accuracy.pdf", "accuracy.png", "matrix.pdf", "matrix.png",
+    ]  # fmt: skip
     again = cilnorm("resume", "run")
     assert again.exit_code == 0
     assert result.stdout.splitlines()[-2].split("  (")[0] == again.stdout.splitlines()[-2].split("  (")[0]
+    rows = [line for line in result.stdout.splitlines() if line.startswith("task ")]
+    assert [line for line in again.stdout.splitlines() if line.startswith("task ")] == rows[-3:]
+    assert [row.split(":")[0] for row in rows[-3:]] == ["task  1", "task  2", "task  3"]
 
 
 def test_a_run_without_out_has_a_folder_of_its_own(spec_file: str, tmp_path: Path) -> None:

@@ -123,7 +123,7 @@ def test_without_common_seeds_the_test_is_welchs() -> None:
     assert found.p > 0.05
     text = sentence(found, "a", "b")
     assert "Welch's t-test" in text
-    assert "not told apart from chance" in text
+    assert "not distinguishable from chance" in text
 
 
 @pytest.mark.parametrize(

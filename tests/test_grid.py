@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from cilnorm.cli_results import seed_list
 from cilnorm.grid import read_grid
 from cilnorm.hookspecs import Dataset, hookimpl
 from cilnorm.published import METRICS, Reference, published
@@ -197,3 +198,17 @@ def test_unknown_grids_and_cells_are_named(registry: Registry, tmp_path: Path) -
     grids = Settings(SETTINGS.presets, SETTINGS.methods, {"g": {"methods": ["ft"], "norms": ["tbn"]}})
     with pytest.raises(SpecError, match=r"^ft x tbn: no norm called 'tbn'"):
         read_grid("g", grids).cells("quick", [0], {}, registry, grids)
+
+
+@pytest.mark.parametrize(
+    ("text", "seeds"),
+    [("0", [0]), ("0,1,2", [0, 1, 2]), ("0-4", [0, 1, 2, 3, 4]), ("3", [3]), ("0-2, 7", [0, 1, 2, 7]), ("5-5", [5])],
+)
+def test_seeds_as_a_list_and_as_a_range(text: str, seeds: list[int]) -> None:
+    assert seed_list(text) == seeds
+
+
+@pytest.mark.parametrize("text", ["", "0,", "4-0", "0-", "-1", "0,0", "0-3,2", "a", "0-999999999", "1.5", "0--2"])
+def test_what_is_no_list_of_seeds(text: str) -> None:
+    with pytest.raises(SpecError, match="--seeds takes different whole numbers, 0,1,2 or 0-4 say"):
+        seed_list(text)

@@ -1,4 +1,4 @@
-"""Every method on the shelf, and a stranger's, with several norms through two tasks of a tiny stream.
+"""Every method, and a stranger's, with several norms through two tasks of a tiny stream.
 
 What is written in ``assets/first_losses.json`` are the terms of the first step of each task;
 ``python -m tests.test_methods_battery`` writes them anew, after a change that means to change them.

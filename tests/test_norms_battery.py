@@ -1,4 +1,4 @@
-"""What every norm on the shelf must survive, a stranger's as well: one list of properties, run over the registry."""
+"""What every norm must survive, a stranger's as well: one list of properties, run over the registry."""
 
 from __future__ import annotations
 
@@ -332,7 +332,7 @@ def test_a_layer_told_nothing_or_told_wrong_raises(name: str) -> None:
     assert AWARE
     with pytest.raises(RuntimeError, match="set_composition"):
         norm_factory(name)(8)(rows(8, 2, 2))
-    with pytest.raises(ValueError, match="told of a batch of 16 rows, given one of 9"):
+    with pytest.raises(ValueError, match="the composition says 16 rows, the batch has 9"):
         make(name)(rows(8, 2, 2, count=9))
 
 

@@ -46,7 +46,7 @@ def test_the_probe_of_a_run(norm: str, tiny: Tiny, registry: Registry, tmp_path:
         ("backbone.norm", kind) for kind in ("all", "old", "new")
     }
     names = {path.name for path in (folder / "probes").iterdir()}
-    assert names == {"bn-bias.json", "bn-bias.csv", "bn-bias.png", "bn-bias.svg"}
+    assert names == {"bn-bias.json", "bn-bias.csv", "bn-bias.png", "bn-bias.svg", "bn-bias.pdf"}
     assert json.loads((folder / "probes" / "bn-bias.json").read_text())["accuracy"] == probe.accuracy
     assert (folder / "checkpoints" / "last.pt").read_bytes() == before
     again = bn_bias(folder, epochs=2, device="cpu", registry=registry)

@@ -19,7 +19,7 @@ from cilnorm.spec import Spec
 
 EVENTS: list[dict[str, Any]] = [
     {"event": "run", "folder": "runs/[bold]x[/bold] [/]", "tasks": 2, "notice": "odd [/] files", "method": "ft",
-     "norm": "bn", "backbone": "tiny", "dataset": "blobs", "seed": 3},
+     "norm": "bn", "backbone": "tiny", "dataset": "blobs", "seed": 3, "matrix": []},
     {"event": "task", "task": 1, "classes": 2, "seen": 2, "memory": 0},
     {"event": "step", "step": 1, "of": 2, "epoch": 1, "epochs": 1},
     {"event": "epoch", "task": 1, "phase": "[main]", "epoch": 1, "of": 1, "terms": {"ce": 1.25, "[/]": 0.5},
@@ -51,11 +51,39 @@ def test_plain_lines_where_there_is_no_terminal(monkeypatch: pytest.MonkeyPatch)
         "  task 1/2 [main] epoch 1/1: ce 1.250 [/] 0.500; 30 s, about 30 s left",
         "task  1:   90.0  90.0",
         "task  2:   65.0  50.0  80.0",
+        "after     mean    t1    t2  (accuracy in % on each task, among all classes seen)",
+        "task  1:   90.0  90.0",
+        "task  2:   65.0  50.0  80.0",
         "A_f 65.00  A_a 77.50  F 20.00  forgetting 40.00  A_l 85.00  (12 steps, 81 s)",
     ]
 
 
-def test_epochs_are_told_only_now_and_then() -> None:
+HEAD = "after     mean    t1    t2  (accuracy in % on each task, among all classes seen)"
+
+
+def test_a_matrix_whose_rows_stand_together_is_printed_once() -> None:
+    assert shown(terminal=False).splitlines()[-4:-1] == [HEAD, "task  1:   90.0  90.0", "task  2:   65.0  50.0  80.0"]
+    assert shown(terminal=False).count("after     mean") == 1
+
+
+def test_a_resumed_run_shows_the_rows_that_were_there() -> None:
+    before = [{**EVENTS[0], "notice": "", "matrix": [[90.0]]}, *EVENTS[6:]]
+    assert shown(terminal=False, events=before).splitlines()[1:-1] == [
+        "1 of 2 tasks were learned before", HEAD, "task  1:   90.0  90.0", "task  2:   65.0  50.0  80.0",
+    ]  # fmt: skip
+    done = [{**EVENTS[0], "notice": "", "matrix": [[90.0], [50.0, 80.0]]}, EVENTS[-1]]
+    assert shown(terminal=False, events=done).splitlines()[2:-1] == [
+        HEAD, "task  1:   90.0  90.0", "task  2:   65.0  50.0  80.0",
+    ]  # fmt: skip
+
+
+def test_a_half_is_rounded_up() -> None:
+    events = [{**EVENTS[0], "matrix": [[0.25]]}, {**EVENTS[7], "accuracy": [0.35, 2.25]}]
+    lines = shown(terminal=False, events=events).splitlines()[-2:]
+    assert lines == ["task  1:    0.3   0.3", "task  2:    1.3   0.4   2.3"]
+
+
+def test_epochs_are_shown_only_now_and_then() -> None:
     assert "epoch 1/1" not in shown(terminal=False)
 
 
@@ -84,7 +112,10 @@ def test_a_reader_that_goes_away_ends_the_display_alone(
     assert done.summary["state"] == "finished"
 
 
-def test_it_follows_a_whole_run(tiny: Callable[..., Spec], registry: Registry, tmp_path: Path) -> None:
+def test_it_follows_a_whole_run(
+    tiny: Callable[..., Spec], registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "QUIET", float("inf"))  # however slow the machine is
     for terminal in (False, True):
         text = io.StringIO()
         with Display(Console(file=text, force_terminal=terminal, width=120)) as display:

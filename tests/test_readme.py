@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+CHANCE = 100 / 20  # of the example's classes
 README = Path(__file__).resolve().parent.parent / "README.md"
 
 
@@ -63,7 +64,8 @@ def test_the_python_example_runs(tmp_path: Path) -> None:
     example = next(block for block in blocks("python") if "cilnorm.run" in block)
     done = subprocess.run([sys.executable, "-c", example], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    final, paper = done.stdout.splitlines()[0], done.stdout.splitlines()[-1]
-    assert 0 < float(final.split()[0]) <= 100
+    *shown, final, paper = done.stdout.splitlines()
+    assert [line.split(":")[0] for line in shown if line.startswith("task ")][-2:] == ["task  1", "task  2"]
+    assert 2 * CHANCE < float(final.split()[0]) <= 100
     assert paper == "https://arxiv.org/abs/2201.12559"
     assert (next((tmp_path / "runs").iterdir()) / "accuracy.csv").is_file()

@@ -128,7 +128,7 @@ def test_the_command_and_its_figures(folders: list[Path], tmp_path: Path) -> Non
     assert (tmp_path / "r.html").read_text(encoding="utf-8").startswith("<!doctype html>")
     names = {path.name for path in (tmp_path / "f").iterdir()}
     stems = {"accuracy", "newest", "first", "forgetting", "old-as-new", "matrix-ft-x-bn", "matrix-two-phases-x-tbbn"}
-    assert names == {f"{stem}.{kind}" for stem in stems for kind in ("png", "svg")}
+    assert names == {f"{stem}.{kind}" for stem in stems for kind in ("png", "svg", "pdf")}
     missing = CliRunner().invoke(app, ["report", str(tmp_path)])
     assert (missing.exit_code, "holds no run" in missing.stderr) == (2, True)
 
@@ -146,11 +146,26 @@ def numbers(svg: str, attribute: str, of: str) -> list[float]:
 
 def test_a_line_rises_as_its_values_do() -> None:
     svg = charts.lines({"a & b": [[(1, 0.0), (2, 50.0), (3, 100.0)]]}, "x", "y", 100)
-    xs, ys = numbers(svg, "cx", "circle"), numbers(svg, "cy", "circle")
+    marks = [node.get("transform", "") for node in ET.fromstring(svg).iter("path") if node.get("transform")]
+    places = [tuple(map(float, mark.removeprefix("translate(").rstrip(")").split())) for mark in marks]
+    xs, ys = [x for x, _ in places], [y for _, y in places]
     assert xs == sorted(xs)
     assert ys == sorted(ys, reverse=True)
     assert ys[0] - ys[1] == pytest.approx(ys[1] - ys[2])
     assert "a &amp; b: 2, 50.00" in svg
+
+
+def test_curves_and_their_legend_differ_in_their_mark() -> None:
+    svg = charts.lines({str(at): [[(1, float(at))]] for at in range(10)}, "x", "y")
+    marks = [(node.get("class"), node.get("d")) for node in ET.fromstring(svg).iter("path") if node.get("transform")]
+    assert len({shape for _, shape in marks[:8]}) == 8
+    assert len(set(marks)) == 10
+    legends = [ET.fromstring(charts.legend_mark(at)).find("path") for at in range(10)]
+    assert [(mark.get("class"), mark.get("d")) for mark in legends if mark is not None] == marks
+
+
+def test_a_heat_map_shows_one_decimal() -> None:
+    assert ">0.3</text>" in charts.heat_map([[0.25]], "x", "y")
 
 
 @pytest.mark.parametrize(

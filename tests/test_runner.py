@@ -73,7 +73,7 @@ def test_a_run_leaves_all_that_it_should(finished: Result, tiny: Tiny, registry:
     assert kept == {
         "spec.yaml", "environment.json", "events.jsonl", "accuracy.csv", "confusion.csv", "summary.json",
         "checkpoints/last.pt", "checkpoints/previous.pt",
-        "figures/accuracy.png", "figures/matrix.png",
+        "figures/accuracy.pdf", "figures/accuracy.png", "figures/matrix.pdf", "figures/matrix.png",
     }  # fmt: skip
     assert read_spec(folder / "spec.yaml", registry) == tiny()
     with open(folder / "accuracy.csv") as file:

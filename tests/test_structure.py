@@ -17,23 +17,23 @@ from tests.conftest import ROOT
 
 # A module imports only from rows above its own, and within its row from those named in WITHIN.
 ROWS = (
-    ("hookspecs", "batch", "images", "streams", "files", "layout", "sealed", "values", "charts", "identity", "output"),
-    ("losses", "heads", "network", "registry", "orders", "options"),
+    ("hookspecs", "batch", "images", "streams", "files", "layout", "sealed", "values", "text", "identity", "output"),
+    ("losses", "heads", "network", "registry", "charts", "orders"),
     ("method", "local_similarity", "precision"),
-    ("data", "memory", "protocol", "norms"),
+    ("data", "memory", "protocol", "norms", "options"),
     ("feed",),
     ("engine",),
     ("capture",),
     ("spec",),
     ("grid", "published"),
     ("assemble", "metrics", "evaluation", "environment", "records", "folder", "checkpoint", "figures"),
-    ("tuning", "guard", "events"),
+    ("tuning", "guard", "events", "rehearsal"),
     ("trials",),
     ("runner",),
     ("jobs", "table", "probe"),
     ("workers", "board", "results", "progress", "terminal", "loggers", "export", "doctor"),
     ("report", "comparison", "slurm"),
-    ("cli_results", "cli_care"),
+    ("cli_results", "cli_care", "cli_show"),
     ("cli",),
 )
 WITHIN = {

@@ -57,13 +57,41 @@ def test_what_counts_as_reproduced(values: tuple[float, ...], paper: float | Non
 
 
 def test_the_best_norm_is_sought_within_a_method_and_forgetting_is_best_when_low() -> None:
-    entries = [entry("bn", 30.0), entry("tbbn", 40.0), entry("cn", 40.001), entry("bn", 90.0, method="eeil")]
+    entries = [
+        entry("bn", 30.0, 31.0),
+        entry("tbbn", 40.0, 41.0),
+        entry("cn", 35.0, 36.0),
+        entry("bn", 90.0, 91.0, method="eeil"),
+    ]
     found = best(entries)
-    assert {(norm, metric) for method, norm, metric in found if method == "ft"} == {
-        *((norm, metric) for norm in ("tbbn", "cn") for metric in ("A_f", "A_a", "A_l")),
-        ("bn", "F"),
-    }
+    assert found == {*(("ft", "tbbn", metric) for metric in ("A_f", "A_a", "A_l")), ("ft", "bn", "F")}
     assert not [name for name in found if name[0] == "eeil"]  # best of one says nothing
+
+
+def test_only_a_difference_above_the_spread_is_bold() -> None:
+    deviation = 2**-0.5  # of two seeds one point apart
+    near, far = 40.0 - 0.9 * deviation, 40.0 - 1.1 * deviation
+    for second, clear in ((near, False), (far, True), (40.0, False)):
+        entries = [entry("tbbn", 39.5, 40.5), entry("bn", second, second), entry("cn", 20.0, 20.0)]
+        assert (("ft", "tbbn", "A_f") in best(entries)) is clear
+        assert ("**40.00" in to_markdown(entries, "x")) is clear
+    assert not best([entry("tbbn", 40.0), entry("bn", 10.0, 10.1)])  # one seed has no spread
+    for page in (to_markdown(entries, "x"), to_latex(entries, "x", "x")):
+        assert "more than the larger of their two standard deviations over seeds" in page
+
+
+def test_labels_are_escaped_in_every_format() -> None:
+    entries = [entry("=1+1|`x`", 30.0, 31.0), entry("50% {a_b}", 40.0, 41.0, missing={3: "failed: <b> | c"})]
+    page = to_markdown(entries, "a *title* | <b>")
+    assert r"# a \*title\* \| \<b\>" in page
+    assert r"| `ft` | `` =1+1\|`x` `` |" in page
+    assert r"failed: \<b\> \| c." in page
+    rows = list(csv.DictReader(io.StringIO(to_csv([*entries, entry("@SUM(A1)", 1.0, published=2.0)]))))
+    assert {row["norm"] for row in rows} == {"'=1+1|`x`", "50% {a_b}", "'@SUM(A1)"}
+    assert rows[-1]["difference"] == "-1.0000"  # a number that we wrote is no formula
+    tex = to_latex(entries, "100 %", "my}table_%")
+    assert r"50\% \{a\_b\}" in tex
+    assert r"\label{tab:my-table-}" in tex
 
 
 def test_the_four_shapes() -> None:

@@ -24,7 +24,7 @@ class TimmResNet(nn.Module):
     Args:
         norm: what timm calls a norm layer.
         signed_embedding: leave out the ReLU after the last stage.
-        name: timm's name of the model.
+        name: the model's name in timm.
     """
 
     def __init__(self, norm: Callable[..., nn.Module], signed_embedding: bool = False, *, name: str) -> None:

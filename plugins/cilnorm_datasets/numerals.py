@@ -50,6 +50,11 @@ def build(
     set is the beginning of every class of a larger one. A damaged file is drawn anew and a folder that cannot be
     written is done without; ``notice`` says so.
 
+    Args:
+        root: the folder to look in; None for the cache folder.
+        seed: of all that is drawn.
+        train_per_class, test_per_class: images drawn of each number.
+
     Returns:
         train_images (100 * train_per_class, 3, 32, 32) uint8 and test_images (100 * test_per_class, 3, 32, 32) uint8.
 

@@ -4,10 +4,10 @@
 
 Kang et al., "Class-Incremental Learning by Knowledge Distillation with Adaptive Feature Consolidation", CVPR 2022,
 https://arxiv.org/abs/2204.00895, section 3. Classifier, its start and both phases are those of PODNet, as in the paper.
-Follows the authors' code, which distils nothing at the embedding: its importance is measured there and never used. One
-departure of ours: the pass that measures importance runs in training mode, on batch statistics, as the authors' code
-does, but on a copy, so it does not move the network's running statistics. In the authors' code it does, and since it
-comes last, a network is tested, and teaches, with the statistics of that pass over all current and stored images;
+Follows the authors' code, which distils nothing at the embedding: its importance is measured there and never used.
+Different here: the pass that measures importance runs in training mode, on batch statistics, as the authors' code does,
+but on a copy, so it does not move the network's running statistics. In the authors' code it does, and since it comes
+last, a network is tested, and teaches, with the statistics of that pass over all current and stored images;
 ``measure_in_place`` does so, and ``released`` sets it.
 """
 
@@ -32,12 +32,18 @@ from cilnorm.network import Network
 
 @dataclass(frozen=True)
 class AFC(LocalSimilarity):
-    """Local similarity classifier, maps held by importance."""
+    """Local similarity classifier, maps held by importance.
+
+    Attributes:
+        consolidation (λ): weight of the term that keeps important channels; authors' options for CIFAR-100; 10 on
+            ImageNet.
+        measure_in_place: whether the pass that measures importance moves running statistics; authors: yes.
+    """
 
     released: ClassVar[Mapping[str, Any]] = {**LocalSimilarity.released, "measure_in_place": True}
 
-    consolidation: float = 4.0  # λ, authors' options for CIFAR-100; 10 on ImageNet
-    measure_in_place: bool = False  # whether the pass that measures importance moves running statistics; authors: yes
+    consolidation: float = 4.0
+    measure_in_place: bool = False
 
     def loss(self, step: Step) -> dict[str, Tensor]:
         terms = {"nca": nca(step.out.logits, step.batch.targets, self.margin)}

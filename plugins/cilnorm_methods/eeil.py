@@ -28,7 +28,20 @@ from cilnorm.method import Method, Phase, Rows, Step, Tail
 
 @dataclass(frozen=True)
 class EEIL(Method):
-    """Cross-distilled loss, then balanced fine-tuning."""
+    """Cross-distilled loss, then balanced fine-tuning.
+
+    Attributes:
+        distillation (λ): weight of the distillation; the paper has no such weight, FACIL has.
+        temperature (τ, section 3.2): of the distillation's softmax.
+        distil_newest: whether the first phase distils the newest old task.
+        balanced_epochs (section 3.3): length of the second phase as a part of the run's epochs; paper: 30 of 40; FACIL
+            and the TBBN experiments: 40 of 160.
+        balanced_lr (section 3.3): its learning rate as a factor on the run's; paper: a tenth; FACIL and the TBBN
+            experiments: a hundredth, which barely acts.
+        balanced_rows: what its batches hold, see ``cilnorm.method.Phase``; paper: ``balanced``; FACIL: ``even``; the
+            TBBN experiments: ``doubled``.
+        gradient_noise (η): noise on every gradient; paper: 0.3; FACIL and the TBBN experiments leave it out.
+    """
 
     released: ClassVar[Mapping[str, Any]] = {
         "distil_newest": False,
@@ -39,13 +52,13 @@ class EEIL(Method):
         "protocol.drop_last": True,
     }
 
-    distillation: float = 1.0  # λ; section 3.2 has no such weight, FACIL has
-    temperature: float = 2.0  # τ, section 3.2
-    distil_newest: bool = True  # whether the first phase distils the newest old task
-    balanced_epochs: float = 0.75  # paper: 30 of 40; FACIL and the TBBN experiments: 40 of 160
-    balanced_lr: float = 0.1  # paper: a tenth; FACIL and the TBBN experiments: a hundredth, which barely acts
-    balanced_rows: Rows = "balanced"  # paper: balanced; FACIL: even; the TBBN experiments: doubled
-    gradient_noise: float = 0.0  # η, paper: 0.3; FACIL and the TBBN experiments leave it out
+    distillation: float = 1.0
+    temperature: float = 2.0
+    distil_newest: bool = True
+    balanced_epochs: float = 0.75
+    balanced_lr: float = 0.1
+    balanced_rows: Rows = "balanced"
+    gradient_noise: float = 0.0
 
     def phases(self, task: Task) -> tuple[Phase, ...]:
         main = Phase(gradient_noise=self.gradient_noise)

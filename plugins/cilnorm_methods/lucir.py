@@ -30,18 +30,31 @@ from cilnorm.network import Network
 
 @dataclass(frozen=True)
 class LUCIR(Method):
-    """Cosine classifier, less-forget constraint, inter-class separation."""
+    """Cosine classifier, less-forget constraint, inter-class separation.
+
+    Attributes:
+        less_forget (λ_base, section 4.1): weight of the term that keeps embeddings in their direction; it grows with
+            √(old / new) classes. 10 on ImageNet.
+        rank (section 3.5): weight of the term that separates old classes from new ones; the paper gives it none.
+        rank_margin (m, section 4.1): by how much an old class must be nearer than a new one.
+        rank_k (K, section 4.1): how many of the nearest new classes are pushed away.
+        scale (σ): factor on the cosines at the start, learned from there; the authors' code.
+        imprint: whether weights of new classes start at their mean embedding; the authors' code.
+        balanced_epochs: length of a last phase on equally many images of every class as a part of the run's epochs, 0
+            for none; the authors' ImageNet script: 20 of 90, so 0.22.
+        balanced_lr: its learning rate as a factor on the run's.
+    """
 
     signed_embedding: ClassVar[bool] = True  # section 3.2: without the last ReLU angles use the whole circle
     released: ClassVar[Mapping[str, Any]] = {"imprint": False, "protocol.current_rows": "union"}
 
-    less_forget: float = 5.0  # λ_base, section 4.1; 10 on ImageNet
-    rank: float = 1.0  # section 3.5 gives the term no weight of its own
-    rank_margin: float = 0.5  # m, section 4.1
-    rank_k: int = 2  # K, section 4.1
-    scale: float = 1.0  # σ at the start, the authors' code
-    imprint: bool = True  # the authors' code
-    balanced_epochs: float = 0.0  # class-balanced fine-tuning; the authors' ImageNet script: 20 of 90, so 0.22
+    less_forget: float = 5.0
+    rank: float = 1.0
+    rank_margin: float = 0.5
+    rank_k: int = 2
+    scale: float = 1.0
+    imprint: bool = True
+    balanced_epochs: float = 0.0
     balanced_lr: float = 0.1
 
     def head(self, dim: int) -> Head:

@@ -22,10 +22,16 @@ from cilnorm.method import Step
 
 @dataclass(frozen=True)
 class PODNet(LocalSimilarity):
-    """Local similarity classifier, POD-spatial and POD-flat."""
+    """Local similarity classifier, POD-spatial and POD-flat.
 
-    spatial: float = 3.0  # λ_c, authors' options for CIFAR-100; 8 on ImageNet
-    flat: float = 1.0  # λ_f, likewise; 10 on ImageNet
+    Attributes:
+        spatial (λ_c, section 3.1): weight of POD-spatial, on the outputs of every stage; authors' options for
+            CIFAR-100; 8 on ImageNet.
+        flat (λ_f, section 3.1): weight of POD-flat, on the embedding; likewise; 10 on ImageNet.
+    """
+
+    spatial: float = 3.0
+    flat: float = 1.0
 
     def loss(self, step: Step) -> dict[str, Tensor]:
         terms = {"nca": nca(step.out.logits, step.batch.targets, self.margin)}

@@ -25,12 +25,17 @@ from cilnorm.method import Method, Step
 
 @dataclass(frozen=True)
 class SSIL(Method):
-    """Separated softmax and task-wise distillation."""
+    """Separated softmax and task-wise distillation.
+
+    Attributes:
+        temperature (τ): of the distillation's softmax, as in the authors' code.
+        distilled: which old tasks are distilled.
+    """
 
     released: ClassVar[Mapping[str, Any]] = {"distilled": "newest"}
 
-    temperature: float = 2.0  # τ, as in the authors' code
-    distilled: Literal["every", "newest"] = "every"  # which old tasks
+    temperature: float = 2.0
+    distilled: Literal["every", "newest"] = "every"
 
     def loss(self, step: Step) -> dict[str, Tensor]:
         logits, targets, task = step.out.logits, step.batch.targets, step.task

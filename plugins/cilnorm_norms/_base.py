@@ -73,7 +73,7 @@ class BatchDependent(nn.Module):
     def synchronise(self, process_group: Any = None) -> None:
         """From now on, in training, the batch is what all processes of the group hold together (None: all there are).
 
-        Every process must hold the same number of rows, and be told the composition of its own.
+        Every process must hold the same number of rows, and know the composition of its own.
         """
         self.synchronised, self.process_group = True, process_group
 
@@ -91,6 +91,14 @@ class BatchNormBase(BatchDependent, _NormBase):
 
     It is no ``BatchNorm2d`` itself, because ``convert_sync_batchnorm`` and its like replace every one that they meet by
     a layer that lacks whatever a subclass adds.
+
+    Args:
+        num_features: C.
+        eps (ε): added to the variance.
+        momentum: weight of a new batch in the running averages; null (None) for the mean of all batches.
+        affine: whether there are a learned scale γ and shift β of each channel.
+        track_running_stats: whether running averages are kept for evaluation.
+        device, dtype: of parameters and buffers.
     """
 
     counts: bool = True  # batches, in num_batches_tracked; a cumulative average (momentum None) always does

@@ -1,4 +1,4 @@
-"""Batch normalisation, the layer that every other one of this shelf is compared to.
+"""Batch normalisation, the layer that every other one here is compared to.
 
     y = γ · (x − μ) / √(v + ε) + β,   μ and v over the rows and the area of a batch; running averages in evaluation
 

@@ -44,8 +44,8 @@ class ContinualNorm2d(_AfterGroups):
 
     Args:
         num_features: C.
-        eps, momentum, affine, track_running_stats, device, dtype: as for ``BatchNorm2d``; ε also of the first step.
-        groups: G.
+        eps (ε): added to the variance, in both steps.
+        groups (G): into which the channels of an image are cut for the first step.
 
     Raises:
         ValueError: groups that don't divide the channels.
@@ -74,9 +74,8 @@ class TaskBalancedContinualNorm2d(_AfterGroups, TaskBalancedBatchNorm2d):
 
     Args:
         num_features: C.
-        eps, momentum, affine, track_running_stats, device, dtype: as for ``BatchNorm2d``; ε also of the first step.
-        groups: G.
-        splits, affine_gradient: of the second step, see ``TaskBalancedBatchNorm2d``.
+        eps (ε): added to the variance, in both steps.
+        groups (G): into which the channels of an image are cut for the first step.
 
     Raises:
         ValueError: groups that don't divide the channels, and whatever the second step refuses.

@@ -5,7 +5,7 @@
 Wu and He, "Group Normalization", 2018, https://arxiv.org/abs/1803.08494. Nothing depends on the batch, so training and
 evaluation are the same and there are no averages.
 
-Departure: the default of 8 groups is that of continual normalisation, since the paper's 32 divide few small networks'
+Different: the default of 8 groups is that of continual normalisation, since the paper's 32 divide few small networks'
 channels. The released code of the TBBN paper counts channels per group, 16, and has no γ and β: ask for
 ``channels_per_group=16, affine=False``.
 """
@@ -53,12 +53,12 @@ class GroupNorm2d(nn.GroupNorm):
 
     Args:
         num_features: C.
-        eps: added to the variance.
+        eps (ε): added to the variance.
         momentum, track_running_stats: ignored; there are no averages.
         affine: whether there are γ and β (C,).
         device, dtype: of γ and β.
-        groups: G.
-        channels_per_group: C / G; takes the place of ``groups``. More than C means one group.
+        groups (G): into which the channels of an image are cut.
+        channels_per_group: C / G, channels of a group; takes the place of ``groups``. More than C means one group.
 
     Raises:
         ValueError: groups that don't divide the channels.

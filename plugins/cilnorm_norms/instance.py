@@ -5,7 +5,7 @@
 Ulyanov, Vedaldi and Lempitsky, "Instance Normalization: The Missing Ingredient for Fast Stylization", 2016,
 https://arxiv.org/abs/1607.08022. Group normalisation with as many groups as channels.
 
-Departures: γ and β are learned by default, as with the other layers here; torch's layer and the released code of the
+Different: γ and β are learned by default, as with the other layers here; torch's layer and the released code of the
 TBBN paper have none (``affine=False``). There are no running averages. An area of 1 x 1 gives β; torch refuses it.
 """
 
@@ -24,7 +24,7 @@ class InstanceNorm2d(GroupNorm2d):
 
     Args:
         num_features: C.
-        eps: added to the variance.
+        eps (ε): added to the variance.
         momentum, track_running_stats: ignored; there are no averages.
         affine: whether there are γ and β (C,).
         device, dtype: of γ and β.

@@ -26,7 +26,7 @@ class PixelLayerNorm2d(nn.LayerNorm):
 
     Args:
         num_features: C.
-        eps: added to the variance.
+        eps (ε): added to the variance.
         momentum, track_running_stats: ignored; there are no averages.
         affine: whether there are γ and β (C,).
         device, dtype: of γ and β.

@@ -8,7 +8,7 @@ https://arxiv.org/abs/1702.03275. After n batches r_max = clip(2n / 35000 + 25 /
 clip(5n / 20000 − 25 / 20, 0, 5), so that the first 5000 are plain batch normalisation.
 
 As in the released code of the TBBN paper: ε is added to the deviation, not to the variance; the deviation is averaged,
-not the variance; ε is 1e-3 and the weight of a new batch 0.01; n counts on from task to task. Departures: a plain
+not the variance; ε is 1e-3 and the weight of a new batch 0.01; n counts on from task to task. Different here: a plain
 module, so that it can be copied and frozen; it loads the state of a ``BatchNorm2d``, taking √v + ε for σ.
 """
 
@@ -32,7 +32,7 @@ class BatchRenorm2d(BatchDependent):
 
     Args:
         num_features: C.
-        eps: added to the standard deviation.
+        eps (ε): added to the standard deviation.
         momentum: weight of a new batch in the running averages.
         affine: whether there are γ and β.
         track_running_stats: must be true.

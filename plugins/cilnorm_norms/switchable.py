@@ -11,7 +11,7 @@ Luo, Ren, Peng, Zhang and Li, "Differentiable Learning-to-Normalize via Switchab
 https://arxiv.org/abs/1806.10779. In evaluation running averages stand for the batch pair.
 
 This is the class in the released code of the TBBN paper, whose command line builds it and then trains plain BN. As
-there, both running averages start at 0. Departures: an area of 1 x 1 has instance variance 0 (the unbiased one is
+there, both running averages start at 0. Different here: an area of 1 x 1 has instance variance 0 (the unbiased one is
 0 / 0), and ``momentum`` is the weight of the new value, as in torch, so 0.003 where the released code says 0.997.
 """
 
@@ -34,7 +34,7 @@ class SwitchNorm2d(BatchDependent):
 
     Args:
         num_features: C.
-        eps: added to the variance.
+        eps (ε): added to the variance.
         momentum: weight of the new value in the running averages.
         affine: whether there are γ and β.
         track_running_stats: without, evaluation uses the batch's own statistics.

@@ -69,20 +69,22 @@ def feasible_splits(composition: Composition, rule: SplitRule | int) -> int:
 class TaskBalancedBatchNorm2d(BatchNormBase, CompositionAware):
     """Task-balanced batch normalisation of (N, C, H, W), https://arxiv.org/abs/2201.12559.
 
-    In training the layer must have been told what the batch is made of (``cilnorm.batch.set_composition``). Its state
-    is that of ``BatchNorm2d``; what it was told is no part of it.
+    For training the layer must know what the batch is made of (``cilnorm.batch.set_composition``). Its state is that of
+    ``BatchNorm2d``; the composition is no part of it.
 
     Args:
         num_features: C.
-        eps, momentum, affine, track_running_stats, device, dtype: as for ``BatchNorm2d``.
-        splits: ``released``, ``divisor``, ``exact`` or a number of splits, see ``feasible_splits``. ``exact`` gives
-            every task the same weight: moments of all rows, a current one weighing 1 / r, r = task · current / past.
-        affine_gradient: ``released``: all rows weigh 1 in the gradients of γ and β; ``balanced``: a past row weighs r
-            times a current one, all rows 1 in the mean; r is the number of splits, with ``exact`` the r above.
+        splits (r): how current rows are balanced against past ones. ``released``: as the released code does, splits in
+            a number that divides current and past rows. ``divisor``: splits in a number that divides the current rows.
+            ``exact``: no splits, every task has the same weight: moments of all rows, a current one weighing 1 / r,
+            r = task · current / past. A number: that many splits. See ``feasible_splits``.
+        affine_gradient: how rows weigh in the gradients of γ and β. ``released``: all weigh 1; ``balanced``: a past row
+            weighs r times a current one, all rows 1 in the mean; r is the number of splits, with ``exact`` the r above.
 
     Raises:
-        ValueError: another option than these, an input that isn't (N, C, H, W), a batch of another size than told.
-        RuntimeError: training without having been told.
+        ValueError: another option than these, an input that isn't (N, C, H, W), a batch of another size than the
+            composition's.
+        RuntimeError: training without a composition.
     """
 
     def __init__(
@@ -137,7 +139,7 @@ class TaskBalancedBatchNorm2d(BatchNormBase, CompositionAware):
 
     def synchronise(self, process_group: Any = None) -> None:
         super().synchronise(process_group)
-        self.plan = None  # the number of splits is that of the rows of all ranks, so it must be told again
+        self.plan = None  # the number of splits is that of the rows of all ranks, so the composition must be set again
 
     def forward(self, x: Tensor) -> Tensor:
         check_images(x)
@@ -150,9 +152,13 @@ class TaskBalancedBatchNorm2d(BatchNormBase, CompositionAware):
 
     def _plan_for(self, x: Tensor) -> Plan:
         if self.plan is None:
-            raise RuntimeError("told nothing about the batch; call cilnorm.batch.set_composition(model, composition)")
+            raise RuntimeError(
+                "the layer does not know what the batch is made of; call cilnorm.set_composition(model, composition)"
+            )
         if self.plan.rows != x.shape[0]:
-            raise ValueError(f"told of a batch of {self.plan.rows} rows, given one of {x.shape[0]}")
+            raise ValueError(
+                f"the composition says {self.plan.rows} rows, the batch has {x.shape[0]}; set it for each batch"
+            )
         return self.plan
 
     def extra_repr(self) -> str:

@@ -1,4 +1,4 @@
-"""Every other layer of the shelf against the released one's own numbers, and against what its docstring says."""
+"""Every other norm against the released one's own numbers, and against what its docstring says."""
 
 from __future__ import annotations
 

@@ -295,7 +295,7 @@ def test_training_untold_says_what_to_call() -> None:
 def test_another_size_than_told_is_an_error_with_both_numbers() -> None:
     layer = TaskBalancedBatchNorm2d(3)
     set_composition(nn.Sequential(layer), Composition(48, 16, 1))
-    with pytest.raises(ValueError, match="told of a batch of 64 rows, given one of 32"):
+    with pytest.raises(ValueError, match="the composition says 64 rows, the batch has 32"):
         layer(torch.randn(32, 3, 2, 2))
 
 

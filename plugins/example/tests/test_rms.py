@@ -1,4 +1,4 @@
-"""The layer against its equation, and the way through the door: on the shelf, in the list, in a run."""
+"""The layer against its equation, and its way in: in the registry, in the list, in a run."""
 
 from __future__ import annotations
 
