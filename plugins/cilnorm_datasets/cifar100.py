@@ -43,6 +43,10 @@ def build(root: Path | None = None, size: int = SIDE) -> ImageSet:
     The folder may be ``cifar-100-python`` itself or the one that holds it. Files that are not the official ones byte
     for byte but hold what they should are taken, with a ``notice``.
 
+    Args:
+        root: the folder to look in; None as said above.
+        size: side of the images in pixels; a smaller one than 32, which it must divide, is made by averaging.
+
     Returns:
         train_images (50000, 3, 32, 32) uint8 and test_images (10000, 3, 32, 32) uint8, in the order of the files.
 
