@@ -30,7 +30,7 @@ from typing import Any
 import torch
 
 from cilnorm import registry as registries
-from cilnorm.runner import run
+from cilnorm.experiment.runner import run
 from cilnorm.spec import Settings, read_spec, resolve, to_yaml
 from tests import fake
 from tests.conftest import TINY

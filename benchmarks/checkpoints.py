@@ -21,9 +21,9 @@ import torch
 
 from benchmarks import random_images
 from cilnorm import registry as registries
-from cilnorm.checkpoint import Checkpoints
-from cilnorm.runner import run
+from cilnorm.experiment.runner import run
 from cilnorm.spec import Spec, resolve
+from cilnorm.storage.checkpoint import Checkpoints
 
 STEPS = 5000 // 48 + 1  # of an epoch
 

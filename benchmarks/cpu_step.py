@@ -38,7 +38,7 @@ def stream(root: Path | None, norm: str, backbone: str) -> Any:
 
     from benchmarks import random_images
     from cilnorm import registry as registries
-    from cilnorm.assemble import assemble
+    from cilnorm.experiment.assembly import assemble
     from cilnorm.spec import resolve
 
     registry = registries.load(extra=[random_images])
@@ -56,11 +56,11 @@ def ours(root: Path | None, norm: str, backbone: str, engine: EngineName, precis
     import torch
 
     from cilnorm.batch import Composition
-    from cilnorm.capture import engine_class
-    from cilnorm.feed import feed
     from cilnorm.method import Phase
-    from cilnorm.protocol import Part, plan_epoch
-    from cilnorm.streams import generator
+    from cilnorm.training.batches import feed
+    from cilnorm.training.fast_engines import engine_class
+    from cilnorm.training.protocol import Part, plan_epoch
+    from cilnorm.training.randomness import generator
 
     spec, parts, memory = stream(root, norm, backbone)
     task = parts.stream.tasks[-1]

@@ -35,17 +35,17 @@ import torch
 
 from benchmarks import random_images
 from cilnorm import registry as registries
-from cilnorm.assemble import assemble
 from cilnorm.batch import Composition
-from cilnorm.capture import CaptureRefused, engine_class
-from cilnorm.engine import Engine
-from cilnorm.feed import Feed, feed
+from cilnorm.experiment.assembly import assemble
+from cilnorm.experiment.runner import run
 from cilnorm.method import Phase
-from cilnorm.precision import products
-from cilnorm.protocol import Part, plan_epoch
-from cilnorm.runner import run
 from cilnorm.spec import Spec, resolve
-from cilnorm.streams import generator
+from cilnorm.training.batches import Feed, feed
+from cilnorm.training.engine import Engine
+from cilnorm.training.fast_engines import CaptureRefused, engine_class
+from cilnorm.training.precision import products
+from cilnorm.training.protocol import Part, plan_epoch
+from cilnorm.training.randomness import generator
 
 EPOCHS = 160  # of the paper's protocol, for the extrapolation
 

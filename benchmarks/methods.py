@@ -21,11 +21,11 @@ from torch import Tensor
 from benchmarks.norms import Run, seconds, time_ratio
 from cilnorm import registry as registries
 from cilnorm.batch import Batch, Composition, Task
-from cilnorm.engine import Engine
-from cilnorm.memory import HERDINGS
 from cilnorm.method import Method, Schedule
 from cilnorm.network import Network
 from cilnorm.registry import Registry
+from cilnorm.training.engine import Engine
+from cilnorm.training.memory import HERDINGS
 
 SIZES = (10,) * 10
 COMPOSITION = Composition(48, 16, 9)

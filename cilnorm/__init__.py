@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cilnorm import registry
     from cilnorm.batch import Composition, CompositionWarning, set_composition
+    from cilnorm.cli.progress import Display
+    from cilnorm.experiment.runner import resume, run
     from cilnorm.norms import convert_norms, norm_act_factory, norm_factory
-    from cilnorm.progress import Display
-    from cilnorm.runner import resume, run
     from cilnorm.spec import Spec, resolve
 
 __all__ = [
@@ -44,9 +44,9 @@ _HOMES = {
     "norm_factory": "norms",
     "Spec": "spec",
     "resolve": "spec",
-    "Display": "progress",
-    "run": "runner",
-    "resume": "runner",
+    "Display": "cli.progress",
+    "run": "experiment.runner",
+    "resume": "experiment.runner",
 }
 
 

@@ -29,7 +29,7 @@ class Record:
     Attributes:
         name: what users type; lower case, as the field writes it.
         build: makes the thing; what it takes depends on the kind, see below. Options that users may set are its
-            keywords or fields; what they mean is read from its docstring (``cilnorm.options`` says how).
+            keywords or fields; what they mean is read from its docstring (``cilnorm.settings.options`` says how).
         paper: address of the paper that defines it; empty where there is none.
         aliases: other names that users may type.
     """

@@ -17,16 +17,16 @@ from typing import Any, Literal
 
 import yaml
 
-from cilnorm.capture import EngineName
-from cilnorm.data import Augmentation
 from cilnorm.hookspecs import Record
-from cilnorm.identity import fingerprint, renamed
 from cilnorm.method import Method, Schedule
-from cilnorm.options import Space, settable
-from cilnorm.orders import check_order, given_order
-from cilnorm.precision import Precision
-from cilnorm.protocol import PROTOCOLS, Protocol
 from cilnorm.registry import Registry, Shelf, UnknownName, nearest
+from cilnorm.settings.class_order import check_order, given_order
+from cilnorm.settings.options import Space, settable
+from cilnorm.settings.spec_key import fingerprint, renamed
+from cilnorm.training.fast_engines import EngineName
+from cilnorm.training.pixels import Augmentation
+from cilnorm.training.precision import Precision
+from cilnorm.training.protocol import PROTOCOLS, Protocol
 from cilnorm.values import SpecError, coerced, mappings, parsed
 
 __all__ = [
@@ -61,10 +61,10 @@ class Spec:
         classifier: whose predictions fill the accuracy matrix: the method's own ``head``, or ``nme``, the nearest mean
             of exemplars. With ``nme`` the head is scored too, and log and summary have that under ``by_head``.
         train_per_class: use only so many training images of a class; None for all.
-        precision, engine: see ``cilnorm.precision`` and ``cilnorm.capture``; the engine decides the time alone.
+        precision, engine: see ``cilnorm.training.precision`` and ``cilnorm.training.fast_engines``; the engine decides the time alone.
         seed: of everything random.
         class_order: None: ``seed`` draws it, as in the released code; a seed of its own (1993: the permutation that
-            much of the field uses); or the data set's labels in the order of learning. See ``cilnorm.orders``.
+            much of the field uses); or the data set's labels in the order of learning. See ``cilnorm.settings.class_order``.
     """
 
     method: str
@@ -120,7 +120,7 @@ class Spec:
 
 @dataclass(frozen=True)
 class Settings:
-    """registry.yaml, read: values by preset, what a paper's method changes with it, and grids of `cilnorm.grid`."""
+    """registry.yaml, read: values by preset, what a paper's method changes with it, and grids of `cilnorm.sweep.grid`."""
 
     presets: Mapping[str, Options]
     methods: Mapping[str, Mapping[str, Options]]

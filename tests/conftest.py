@@ -54,6 +54,6 @@ def tiny(registry: Registry) -> Callable[..., Spec]:
 @pytest.fixture
 def finished(registry: Registry, tiny: Callable[..., Spec], tmp_path: Path) -> Any:
     """A finished run of the tiny spec."""
-    from cilnorm.runner import run
+    from cilnorm.experiment.runner import run
 
     return run(tiny(), tmp_path / "run", device="cpu", registry=registry)

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from benchmarks import gpu
-from cilnorm.capture import CaptureRefused
-from cilnorm.engine import Engine
+from cilnorm.training.engine import Engine
+from cilnorm.training.fast_engines import CaptureRefused
 from tests.conftest import ROOT
 
 
@@ -49,7 +49,7 @@ def test_a_refused_capture_is_a_failure_and_no_time(
 
     made = gpu.engine_class
     monkeypatch.setattr(gpu, "engine_class", lambda name, device: Refusing if name == "graph" else made(name, device))
-    monkeypatch.setattr("cilnorm.runner.engine_class", lambda name, device: Refusing)
+    monkeypatch.setattr("cilnorm.experiment.runner.engine_class", lambda name, device: Refusing)
     size = replace(gpu.DRY, engines=("eager", "graph"), precisions=("fp32",), workers=())
     monkeypatch.setattr(gpu, "DRY", size)
     with pytest.raises(SystemExit, match=r"failed: ten tasks, ft tbbn, lucir bn graph fp32, lucir tbbn graph fp32"):

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from cilnorm.batch import Batch, Composition, Task
-from cilnorm.engine import Engine
 from cilnorm.heads import Cosine, Head, Linear, Proxies
 from cilnorm.method import Method, Phase, Schedule, Step, Tail
 from cilnorm.network import Network
+from cilnorm.training.engine import Engine
 
 
 def test_cosine_annealing_is_that_of_the_released_code() -> None:

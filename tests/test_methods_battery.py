@@ -19,12 +19,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from cilnorm import runner
 from cilnorm.batch import Batch, Composition
-from cilnorm.engine import Engine
+from cilnorm.experiment import runner
 from cilnorm.method import Method, Past, Phase, Step
 from cilnorm.registry import Registry, load
 from cilnorm.spec import Settings, resolve
+from cilnorm.training.engine import Engine
 from tests import fake
 
 STORED = Path(__file__).parent / "assets" / "first_losses.json"

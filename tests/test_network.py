@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from cilnorm.assemble import assemble
 from cilnorm.batch import Composition, CompositionWarning
+from cilnorm.experiment.assembly import assemble
 from cilnorm.heads import Linear
 from cilnorm.hookspecs import Norm
 from cilnorm.network import Network

@@ -33,7 +33,7 @@ def write_plugin(folder: Path) -> None:
 
 def test_the_norm_in_one_file_is_listed_and_runs(tmp_path: Path) -> None:
     write_plugin(tmp_path)
-    start = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from cilnorm.cli import main; main()"
+    start = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from cilnorm.cli.app import main; main()"
 
     def cilnorm(command: str) -> str:
         call = [sys.executable, "-c", start, *command.split()]

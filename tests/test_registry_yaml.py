@@ -11,10 +11,10 @@ import pytest
 import yaml
 
 from cilnorm.batch import Task
-from cilnorm.data import Augmentation
 from cilnorm.method import Schedule
 from cilnorm.registry import Registry, load
 from cilnorm.spec import SECTIONS, Settings, Spec, read_settings, resolve, to_mapping
+from cilnorm.training.pixels import Augmentation
 from tests.conftest import ROOT
 
 CONTENT = yaml.safe_load((ROOT / "registry.yaml").read_text(encoding="utf-8"))

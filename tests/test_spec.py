@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from cilnorm.hookspecs import Norm, hookimpl
 from cilnorm.method import Schedule
-from cilnorm.protocol import PROTOCOLS, RELEASED, Protocol
 from cilnorm.registry import Registry, load
 from cilnorm.spec import Settings, Spec, SpecError, from_mapping, read_settings, read_spec, resolve, to_mapping, to_yaml
+from cilnorm.training.protocol import PROTOCOLS, RELEASED, Protocol
 from cilnorm.values import coerced, parsed
 from tests import fake
 from tests.conftest import ROOT, TINY

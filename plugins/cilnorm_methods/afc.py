@@ -24,10 +24,11 @@ from torch import Tensor
 
 from cilnorm import hookspecs
 from cilnorm.batch import Batch, Task
-from cilnorm.local_similarity import LocalSimilarity
 from cilnorm.losses import channel_importance, nca, weighted_map_distance
 from cilnorm.method import Past, Step
 from cilnorm.network import Network
+
+from ._local_similarity import LocalSimilarity
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from cilnorm import hookspecs
-from cilnorm.local_similarity import LocalSimilarity
 from cilnorm.losses import cosine_distance, nca, pod
 from cilnorm.method import Step
+
+from ._local_similarity import LocalSimilarity
 
 
 @dataclass(frozen=True)

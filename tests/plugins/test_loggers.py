@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
+from cilnorm.experiment.loggers import Loggers
+from cilnorm.experiment.runner import resume, run
 from cilnorm.hookspecs import Logger, hookimpl
-from cilnorm.loggers import Loggers
 from cilnorm.registry import Registry, load
-from cilnorm.runner import resume, run
 from cilnorm.spec import Spec, SpecError
 from tests import fake
 

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from cilnorm import hookspecs
 from cilnorm.batch import Batch, Composition, Task
+from cilnorm.experiment.runner import run
 from cilnorm.losses import nca
 from cilnorm.method import Past, Phase, Schedule
 from cilnorm.network import Network
 from cilnorm.registry import Registry, load
-from cilnorm.runner import run
 from cilnorm.spec import Settings, resolve
 from cilnorm_methods.afc import AFC
 from cilnorm_methods.eeil import EEIL

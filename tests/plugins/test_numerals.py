@@ -149,7 +149,7 @@ def test_refuses_what_cannot_be_drawn(tmp_path, wrong):
 
 def test_importing_a_source_imports_nothing_that_only_its_use_needs():
     code = (
-        "import sys, torch, cilnorm.data, cilnorm.hookspecs; before = set(sys.modules);"
+        "import sys, torch, cilnorm.training.pixels, cilnorm.hookspecs; before = set(sys.modules);"
         "import cilnorm_datasets.numerals, cilnorm_datasets.cifar100;"
         "print({'PIL', 'rich', 'platformdirs', 'urllib.request', 'tarfile'} & (set(sys.modules) - before))"
     )

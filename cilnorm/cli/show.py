@@ -1,0 +1,195 @@
+"""``cilnorm show NAME``: one method, norm, backbone, data set, logger or preset, and all that can be set about it."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cilnorm.cli.terminal import guarded, loaded, print_table
+
+if TYPE_CHECKING:
+    from cilnorm.hookspecs import Record
+    from cilnorm.registry import Registry
+    from cilnorm.settings.options import Option
+    from cilnorm.spec import Settings
+
+__all__ = ["commands"]
+
+commands = typer.Typer()
+COLUMNS = ("option", "default", "values", "symbol", "in the paper", "meaning")
+
+
+@commands.command("show")
+def show_command(
+    name: Annotated[str, typer.Argument(help="What `cilnorm list` shows, or schedule, augmentation, protocol, spec.")],
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Show one method, norm, backbone, data set or preset: its paper, and every option with its meaning."""
+
+    def work() -> None:
+        from cilnorm.registry import nearest
+        from cilnorm.spec import read_settings
+        from cilnorm.values import SpecError
+
+        registry, settings = loaded(False), read_settings()
+        found = [*_records(registry, name), *_presets(registry, settings, name), *_sections(name)]
+        for show in found:
+            show()
+        if not found:
+            known = [known for shelf in registry.shelves for known in shelf]
+            raise SpecError(nearest("method, norm, backbone, data set or preset", name, {*known, *settings.presets}))
+
+    guarded(work, debug)
+
+
+def _records(registry: Registry, name: str) -> Iterator[Any]:
+    for shelf in registry.shelves:
+        if name in shelf:
+            record = shelf[name]
+            yield partial(_show_record, shelf.kind, record, shelf.sources[record.name])
+
+
+def _presets(registry: Registry, settings: Settings, name: str) -> Iterator[Any]:
+    if name.casefold() in settings.presets:
+        yield partial(_show_preset, registry, settings, name.casefold())
+
+
+def _sections(name: str) -> Iterator[Any]:
+    from cilnorm.spec import SECTIONS, Spec
+
+    sections = {**SECTIONS, "spec": Spec}
+    if name in sections:
+        yield partial(_show_section, name, sections[name])
+
+
+def _show_record(kind: str, record: Record, distribution: str) -> None:
+    from cilnorm.settings.options import options_of
+
+    build = record.build
+    while isinstance(build, partial):
+        build = build.func
+    facts = {
+        "paper": record.paper or "none",
+        "aliases": ", ".join(record.aliases) or "none",
+        "distribution": distribution,
+        **_facts(kind, record),
+    }
+    about = inspect.getdoc(inspect.getmodule(build)) or ""
+    summary = _first_line(build) if isinstance(build, type) else about.partition("\n")[0]
+    print(f"{kind} {record.name}: {summary}")
+    for fact, text in facts.items():
+        print(f"  {fact}: {text}")
+    options = options_of(kind, record.build)
+    if options:
+        example = next(iter(options))
+        print_table(f"options, as --set {kind}.{example}=VALUE", COLUMNS, [_row(option) for option in options.values()])
+    else:
+        print("  options: none")
+    if about:
+        print(f"\n{about.replace('``', '`')}\n")
+
+
+def _facts(kind: str, record: Record) -> dict[str, str]:
+    """What is particular to a kind of record."""
+    facts = {}
+    if kind == "norm":
+        aware = getattr(record, "composition_aware", False)
+        facts["must know the composition of a batch"] = (
+            "yes; `cilnorm run` sees to it, elsewhere call cilnorm.set_composition before each batch" if aware else "no"
+        )
+        tune = getattr(record, "tune", {})
+        if tune:
+            facts["chosen on held-out images unless set"] = "; ".join(
+                f"{option} among {', '.join(map(str, values))}" for option, values in tune.items()
+            )
+    released: Mapping[str, Any] = getattr(record.build, "released", {}) if kind == "method" else {}
+    if released:
+        facts["with --protocol released"] = ", ".join(f"{key} {_plain(value)}" for key, value in released.items())
+    return facts
+
+
+def _show_preset(registry: Registry, settings: Settings, name: str) -> None:
+    from cilnorm.settings.options import options_of
+    from cilnorm.spec import SECTIONS, Spec
+
+    values = settings.presets[name]
+    print(f"preset {name}: {values.get('about', '')}")
+    rows = []
+    for key, value in values.items():
+        part = key.removesuffix("_options")
+        shelf = next((shelf for shelf in registry.shelves if shelf.kind == part != key), None)
+        known = options_of(part, shelf[values[part]].build if shelf else SECTIONS.get(key, Spec))
+        inner = value if isinstance(value, dict) else {key: value}
+        for field, given in inner.items() if key != "about" else ():
+            option = known.get(field)
+            default = _default(option) if option else ""
+            dotted = f"{part}.{field}" if isinstance(value, dict) else field
+            rows.append((dotted, _plain(given), default, _meaning(option)))
+    print_table("what it sets", ("key", "value", "default", "meaning"), rows)
+    others = [
+        (method, ", ".join(f"{key} {_plain(value)}" for key, value in own[name].items()))
+        for method, own in settings.methods.items()
+        if own.get(name)
+    ]
+    if others:
+        print_table("what it sets otherwise for a method", ("method", "values"), others)
+
+
+def _show_section(name: str, made: type) -> None:
+    from cilnorm.settings.options import options_of
+    from cilnorm.spec import SECTIONS
+
+    print(f"{name}: {_first_line(made)}")
+    example = "" if name == "spec" else f"{name}."
+    own = [option for key, option in options_of("", made).items() if key not in SECTIONS and "_options" not in key]
+    rows = [_row(option) for option in own]
+    print_table(f"options, as --set {example}NAME=VALUE", COLUMNS, rows)
+
+
+def _row(option: Option) -> tuple[str, ...]:
+    return option.name, _default(option), _kind(option.hint), option.symbol, option.place, _meaning(option)
+
+
+def _meaning(option: Option | None) -> str:
+    return (option.meaning if option else "").replace("``", "`") or "(not described)"
+
+
+def _default(option: Option) -> str:
+    from cilnorm.settings.options import REQUIRED
+
+    return "(must be given)" if option.default is REQUIRED else _plain(option.default)
+
+
+def _plain(value: Any) -> str:
+    """A value as ``--set`` takes it."""
+    if isinstance(value, str):
+        return value
+    try:
+        return json.dumps(value)
+    except TypeError:
+        return type(value).__name__.lower()
+
+
+def _kind(hint: Any) -> str:
+    """What a type admits, for people."""
+    names = {float: "number", int: "whole number", bool: "true, false", str: "text", types.NoneType: "null"}
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        return ", ".join(map(str, arguments))
+    if origin in (typing.Union, types.UnionType):
+        return ", ".join(map(_kind, arguments))
+    if origin is tuple:
+        several = arguments[-1] is Ellipsis
+        return f"list of {_kind(arguments[0])}s" if several else f"{len(arguments)} {_kind(arguments[0])}s"
+    return names.get(hint, "")
+
+
+def _first_line(thing: Any) -> str:
+    return (inspect.getdoc(thing) or "").partition("\n")[0]

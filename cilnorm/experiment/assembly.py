@@ -1,0 +1,125 @@
+"""Spec -> network, method, stream of tasks and pixels on a device."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from cilnorm.batch import CompositionAware, CompositionWarning
+from cilnorm.images import ImageSet
+from cilnorm.method import Method
+from cilnorm.network import Network
+from cilnorm.registry import Registry, contained
+from cilnorm.spec import Spec, SpecError
+from cilnorm.training.fast_engines import engine_class
+from cilnorm.training.pixels import Augmentation, Pixels
+from cilnorm.training.protocol import Stream, class_order, task_sizes
+from cilnorm.training.randomness import initial_weights
+
+__all__ = ["Assembly", "assemble", "pick_device"]
+
+
+@dataclass(frozen=True, eq=False)
+class Assembly:
+    """The parts of a run.
+
+    Attributes:
+        train, test: images on the device.
+        order: the source's labels in the order of learning.
+        images: where the pixels came from, for its names and digest.
+    """
+
+    net: Network
+    method: Method
+    stream: Stream
+    train: Pixels
+    test: Pixels
+    order: tuple[int, ...]
+    images: ImageSet
+    device: torch.device
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """A device by torch's name; ``auto`` is the first CUDA device, else the CPU.
+
+    Raises:
+        SpecError: there is no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise SpecError(f"no device {name!r} here: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def _order(spec: Spec, classes: int) -> list[int]:
+    """The labels of all ``classes`` classes, or more than a run learns, in the order of learning."""
+    given = spec.class_order
+    if not isinstance(given, tuple):
+        return class_order(classes, spec.seed if given is None else given)
+    if max(given) >= classes:
+        raise SpecError(f"class_order names the label {max(given)}; {spec.dataset} has the labels 0 .. {classes - 1}")
+    wanted = classes if spec.classes is None else spec.classes
+    if len(given) < wanted:
+        raise SpecError(f"class_order names {len(given)} of {wanted} classes; give all, or set classes={len(given)}")
+    return list(given)
+
+
+def assemble(spec: Spec, registry: Registry, device: torch.device, data_root: Path | None = None) -> Assembly:
+    """Builds what a spec names.
+
+    Raises:
+        SpecError: a part can't be built with these options.
+        DatasetError: the images are missing or damaged.
+
+    Warns:
+        CompositionWarning: the norm wants to know what batches are made of, and no layer of the network listens.
+    """
+    with contained(f"the data set {spec.dataset}"):
+        images = registry.datasets[spec.dataset].build(data_root, **spec.dataset_options)
+    if spec.classes is not None and spec.classes > images.classes:
+        raise SpecError(f"{spec.dataset} has {images.classes} classes, not {spec.classes}")
+    order = _order(spec, images.classes)[: spec.classes]
+    if spec.memory < len(order):
+        raise SpecError(f"a memory of {spec.memory} can't hold one exemplar of each of {len(order)} classes")
+    with contained(f"the method {spec.method}"):
+        method: Method = registry.methods[spec.method].build(**spec.method_options)
+    try:
+        engine_class(spec.engine, device)
+        sizes = task_sizes(len(order), spec.tasks)
+        norm = partial(registry.norms[spec.norm].build, **spec.norm_options)
+        with initial_weights(spec.seed), contained(f"the network {spec.backbone} with {spec.norm}"):
+            build = registry.backbones[spec.backbone].build
+            backbone = build(norm, signed_embedding=method.signed_embedding, **spec.backbone_options)
+            net = Network(backbone, method.head(backbone.dim)).to(device).to(memory_format=torch.channels_last)
+    except (ValueError, TypeError) as error:
+        raise SpecError(str(error)) from error
+    if registry.norms[spec.norm].composition_aware and not any(isinstance(m, CompositionAware) for m in net.modules()):
+        warnings.warn(
+            f"the norm {spec.norm} is composition-aware, but no layer of {spec.backbone} with it listens; derive the "
+            "layer's class from cilnorm.batch.CompositionAware, and let the backbone build its norms with what it is "
+            "given",
+            CompositionWarning,
+            stacklevel=2,
+        )
+    stream = Stream(
+        images.train_labels,
+        images.test_labels,
+        order,
+        sizes,
+        validation=spec.protocol.validation,
+        seed=spec.seed,
+        train_per_class=spec.train_per_class,
+    )
+    if spec.protocol.keep == "best" and not all(len(stream.validation(task)) for task in stream.tasks):
+        raise SpecError(f"keep: best needs held-out images; a part of {spec.protocol.validation} leaves some task none")
+    train = Pixels(images.train_images.to(device), images.mean, images.std, spec.augmentation)
+    test = Pixels(images.test_images.to(device), images.mean, images.std, Augmentation())
+    return Assembly(net, method, stream, train, test, tuple(order), images, device)

@@ -1,0 +1,87 @@
+"""What can be known of a run before it trains: whether its parts can be built and its batches made."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+from cilnorm.batch import Composition, Task
+from cilnorm.experiment.assembly import Assembly, assemble
+from cilnorm.method import Phase
+from cilnorm.registry import Registry
+from cilnorm.spec import Spec, SpecError
+from cilnorm.storage.run_folder import FolderError
+from cilnorm.training.memory import per_class
+from cilnorm.training.protocol import NoBatch, Part, plan_epoch
+
+__all__ = ["assembled", "check_batches", "check_place"]
+
+FEW = 1024  # rows that fit everywhere; up to there a batch may hold an image more than once
+
+
+def assembled(spec: Spec, registry: Registry, device: torch.device, data_root: Path | None) -> Assembly:
+    """The parts of a run, every batch of which can be made.
+
+    Raises:
+        SpecError, DatasetError: they can't be built, or no batch of theirs.
+    """
+    parts = assemble(spec, registry, device, data_root)
+    check_batches(spec, parts)
+    return parts
+
+
+def check_batches(spec: Spec, parts: Assembly) -> None:
+    """Lays out the first epoch of every phase of every task, in numbers of images alone.
+
+    Raises:
+        SpecError: a batch has more rows than there are images, can't be filled, or is refused by a norm.
+    """
+    rows, stream = sum(spec.rows), parts.stream
+    images = int((stream.targets >= 0).sum())
+    if rows > max(images, FEW):
+        raise SpecError(f"rows {spec.rows[0]}:{spec.rows[1]}: a batch of {rows} rows, but {images} training images")
+    held: list[int] = []  # exemplars of each class
+    for task in stream.tasks[: spec.stop_after]:
+        budget = per_class(spec.memory, task.seen, spec.protocol.budget)
+        new = [len(members) for members in stream.by_class(task)]
+        after = [min(budget, count) for count in (*held, *new)]
+        for phase in parts.method.phases(task):
+            try:
+                _check_phase(spec, parts, task, phase, (sum(new), sum(held), sum(after)))
+            except (NoBatch, ValueError) as error:
+                raise SpecError(f"task {task.index + 1}, phase {phase.name}: {error}") from error
+        held = after
+
+
+def _check_phase(spec: Spec, parts: Assembly, task: Task, phase: Phase, images: tuple[int, int, int]) -> None:
+    """``images``: of the task, in the memory before it, and in the memory after it."""
+    current, past, after = images
+    rows = sum(spec.rows)
+    union = past * (spec.protocol.current_rows == "union")
+    pool = {"balanced": after, "even": past + min(current, past), "doubled": current + 2 * past}.get(
+        phase.rows, current + union
+    )
+    sources, composition = [(pool, rows)], Composition(rows, 0, task.index)
+    if phase.rows in ("mixed", "doubled") and task.index:
+        sources = [(pool, spec.rows[0]), (past, spec.rows[1])]
+        composition = Composition(*spec.rows, task.index)
+    counted = [Part(torch.arange(size), wanted, str(at)) for at, (size, wanted) in enumerate(sources)]
+    plan_epoch(counted, composition, spec.protocol, spec.seed, (task.index, 0), 0)
+    parts.net.observe(composition)
+
+
+def check_place(path: Path) -> None:
+    """Looks whether a folder could be made, without making it.
+
+    Raises:
+        FolderError: what stands in the way.
+    """
+    there = path.absolute()
+    while not os.path.lexists(there):
+        there = there.parent
+    if not there.is_dir():
+        raise FolderError(f"can't write the run folder {path}: {there} is no folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise FolderError(f"can't write the run folder {path}: Permission denied")

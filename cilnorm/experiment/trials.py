@@ -1,0 +1,131 @@
+"""A run whose norm has options to choose first: short runs inside its folder, each resumed or reused as any other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cilnorm import registry as registries
+from cilnorm.experiment.assembly import Assembly, pick_device
+from cilnorm.experiment.guard import Interruptions, recorded
+from cilnorm.experiment.rehearsal import assembled, check_place
+from cilnorm.experiment.tuning import answers, candidates, finished_accuracy, open_options, trial_folder, tuned
+from cilnorm.registry import Registry
+from cilnorm.spec import Spec, SpecError
+from cilnorm.storage.checkpoint import State
+from cilnorm.storage.event_log import Teller, Watcher
+from cilnorm.storage.own_files import survey
+from cilnorm.storage.run_folder import FolderError, RunFolder, default_folder
+
+__all__ = ["Means", "answered", "choose", "first_parts", "rehearse"]
+
+
+@dataclass(frozen=True, eq=False)
+class Means:
+    """What a run is done with, whatever it computes."""
+
+    registry: Registry
+    device: torch.device
+    data_root: Path | None
+    watch: Sequence[Watcher]
+    stops: Interruptions
+
+    def assemble(self, spec: Spec) -> Assembly:
+        """The parts of a run of this spec; see ``cilnorm.experiment.rehearsal``."""
+        return assembled(spec, self.registry, self.device, self.data_root)
+
+
+def first_parts(means: Means, spec: Spec) -> Assembly | None:
+    """The parts of a run, before anything is written; None of one whose norm is still to be chosen among some.
+
+    Raises:
+        SpecError, DatasetError: it can't be run, whatever is chosen.
+    """
+    refused: SpecError | None = None
+    for option in open_options(spec, means.registry)[:1]:
+        for _, trial in candidates(spec, option, means.registry):
+            try:
+                means.assemble(trial)
+                return None
+            except SpecError as error:
+                refused = error
+        raise SpecError(f"no value of {spec.norm}'s {option} fits {spec.backbone}: {refused}")
+    return means.assemble(spec)
+
+
+def choose(means: Means, folder: RunFolder, spec: Spec, do: Callable[[Means, RunFolder, Spec, Assembly], Any]) -> Spec:
+    """The spec with the options chosen that are to be chosen on held-out images, by short runs in ``trials/``.
+
+    Args:
+        do: does what is left of a run with these means, in this folder, with these parts; returns its result.
+    """
+    registry = means.registry
+    names = open_options(spec, registry)
+    if not names:
+        return spec
+
+    def score(trial: Spec) -> float:
+        path = trial_folder(folder.path, trial, registry)
+        accuracy = finished_accuracy(path)
+        if accuracy is None:
+            parts = means.assemble(trial)
+            home = RunFolder(path) if RunFolder.holds_a_run(path) else RunFolder.create(path, trial)
+            accuracy = float(do(replace(means, watch=()), home, trial, parts).summary["A_f"])
+        for watcher in means.watch:
+            watcher({"event": "trial", "options": dict(trial.norm_options), "accuracy": accuracy})
+        return accuracy
+
+    folder.reopen(0, ())
+    with recorded(spec, State(), folder, Teller(folder, ()), f"the choice of {spec.norm}'s {' and '.join(names)}"):
+        folder.write_summary("running", ())
+        chosen, trials = tuned(spec, registry, score)
+        folder.write_tuning(trials)
+        folder.write_spec(chosen)  # from here on the trials are not asked any more
+    for name in survey(folder.path).own:
+        if name.startswith("trials/") and name.split("/")[2] == "checkpoints":
+            (folder.path / name).unlink(missing_ok=True)
+    return chosen
+
+
+def answered(path: Path, spec: Spec, registry: Registry) -> bool:
+    """Whether a run of this spec is there already.
+
+    Raises:
+        FolderError: it is a run of another spec.
+    """
+    if not RunFolder.holds_a_run(path):
+        return False
+    if not answers(RunFolder(path).read_spec(registry), spec, registry):
+        raise FolderError(RunFolder.taken(path, "a run of another spec", registry.logger_files))
+    return True
+
+
+def rehearse(
+    spec: Spec,
+    out: Path | str | None = None,
+    *,
+    device: str = "auto",
+    data_root: Path | None = None,
+    registry: Registry | None = None,
+    overwrite: bool = False,
+    go_on: bool = False,
+) -> None:
+    """Does all that ``runner.run`` does before it trains, and writes nothing; arguments as there.
+
+    Data are found, or fetched or drawn as for a run.
+
+    Raises:
+        SpecError, DatasetError, FolderError: what a run would raise.
+    """
+    registry = registry or registries.load()
+    path = Path(out) if out else default_folder(spec)
+    means = Means(registry, pick_device(device), data_root, (), Interruptions())
+    if not (go_on and answered(path, spec, registry)):
+        if not go_on:
+            RunFolder.check(path, overwrite)
+        check_place(path)
+    first_parts(means, spec)

@@ -1,0 +1,305 @@
+"""How much of a run's forgetting is in its normalisation layers: re-tune them alone, on the data of all tasks.
+
+The motivation of Cha et al., CVPR 2023 (https://arxiv.org/abs/2201.12559). The released code does not hold this
+experiment; what is computed here: the network after the last task, all of it frozen but its norm layers, and those
+changed on the training images of all tasks together in one of three ways,
+
+    statistics   running averages measured anew, γ and β as they were
+    affine       γ and β trained by cross-entropy over all logits, running averages as they were
+    both         γ and β trained, running averages following
+
+Beside it, layer by layer, how far the running averages lie from what the same layer measures on the images of all
+tasks, of the old tasks and of the newest one: mean over channels of |μ_run − μ| / σ, and of |log(σ_run / σ)|.
+"""
+
+from __future__ import annotations
+
+import copy
+import csv
+import io
+import json
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cilnorm import registry as registries
+from cilnorm.batch import Composition, Task, set_composition
+from cilnorm.experiment.assembly import Assembly, assemble, pick_device
+from cilnorm.experiment.evaluation import accuracies
+from cilnorm.network import Network
+from cilnorm.registry import Registry
+from cilnorm.spec import Spec
+from cilnorm.storage.checkpoint import Checkpoints
+from cilnorm.storage.figures import COLOURS, save
+from cilnorm.storage.run_folder import FolderError, RunFolder
+from cilnorm.storage.safe_files import write_atomically
+from cilnorm.training.batches import Feed, feed
+from cilnorm.training.protocol import Part, Protocol, plan_epoch
+from cilnorm.training.randomness import generator
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["Probe", "bn_bias", "distances", "norm_layers"]
+
+VARIANTS = ("statistics", "affine", "both")
+MEASURED = 10_000  # images on which statistics are measured, at most
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What was found.
+
+    Attributes:
+        accuracy: percent on each task, ``before`` and after each variant; ``statistics`` is missing for layers that
+            keep no averages.
+        layers: a row a layer and kind of images: ``layer``, ``images`` (all, old, new), ``mean``, ``scale``.
+    """
+
+    accuracy: dict[str, list[float]]
+    layers: list[dict[str, Any]]
+    settings: dict[str, Any]
+
+
+def bn_bias(
+    folder: Path,
+    *,
+    epochs: int = 5,
+    lr: float | None = None,
+    device: str = "auto",
+    data_root: Path | None = None,
+    registry: Registry | None = None,
+    tell: Callable[[str], None] = lambda text: None,
+    out: Path | None = None,
+) -> Probe:
+    """Probes a finished run; writes ``bn-bias.json``, ``.csv``, ``.png`` and ``.svg``, and changes nothing of the run.
+
+    Args:
+        out: the folder of these files; ``probes/`` in the run's own by default.
+        epochs: passes over the images of all tasks, for the variants that train.
+        lr: their learning rate; a tenth of the run's own by default. Momentum and weight decay are the run's.
+        tell: hears a line about each step.
+
+    Raises:
+        FolderError: the run is not finished, or ``out`` can't be written.
+        SpecError, DatasetError, CheckpointError: it can't be loaded.
+    """
+    registry = registry or registries.load()
+    spec = RunFolder(folder).read_spec(registry)
+    out = out or folder / "probes"
+    try:  # to know before the work whether its result has a place
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise FolderError(f"can't write {out}: {error.strerror or error}; give --out another folder") from error
+    parts = assemble(spec, registry, pick_device(device), data_root)
+    tasks = parts.stream.tasks[: spec.stop_after]
+    saved = Checkpoints(RunFolder(folder).checkpoints, {"spec": spec.key, "images": parts.images.digest})
+    if saved.read(parts.net, parts.stream.tasks, only_look=True)[0].task < len(tasks):
+        raise FolderError(f"{folder} is not finished; `cilnorm resume {folder}` goes on")
+    lr = spec.schedule.lr / 10 if lr is None else lr
+    work = _Work(spec, replace(parts, net=parts.net.eval()), tasks, registry)
+    accuracy = {"before": accuracies(spec, parts, tasks[-1])[0]}
+    tell(_line("before", accuracy["before"]))
+    for variant in VARIANTS:
+        if variant != "affine" and not work.keeps_averages:
+            continue
+        net = work.retuned(variant, epochs, lr)
+        accuracy[variant] = accuracies(spec, replace(parts, net=net), tasks[-1])[0]
+        tell(_line(variant, accuracy[variant]))
+    layers = work.layers() if work.keeps_averages else []
+    settings = {"epochs": epochs, "lr": lr, "momentum": spec.schedule.momentum, "norm": spec.norm, "seed": spec.seed}
+    probe = Probe(accuracy, layers, settings)
+    _write(probe, out, f"{spec.method} x {spec.norm}, seed {spec.seed}")
+    return probe
+
+
+def _line(name: str, row: Sequence[float]) -> str:
+    old = sum(row[:-1]) / max(len(row) - 1, 1)
+    means = (sum(row) / len(row), old, row[-1])
+    return "{:>10}: {:6.2f} % on all tasks, {:6.2f} on the old ones, {:6.2f} on the newest".format(name, *means)
+
+
+@dataclass(frozen=True, eq=False)
+class _Work:
+    """A finished network and the images of its tasks; the network stays as it is."""
+
+    spec: Spec
+    parts: Assembly
+    tasks: Sequence[Task]
+    registry: Registry
+
+    @property
+    def keeps_averages(self) -> bool:
+        return any(_averages(layer) is not None for layer in self._layers(self.parts.net))
+
+    def _layers(self, net: nn.Module) -> list[nn.Module]:
+        return list(norm_layers(net, self.spec, self.registry).values())
+
+    def images(self, tasks: Sequence[Task]) -> Tensor:
+        return torch.cat([self.parts.stream.train(task) for task in tasks])
+
+    def retuned(self, variant: str, epochs: int, lr: float) -> Network:
+        """A copy of the network whose norm layers alone were changed, as ``variant`` says."""
+        net = copy.deepcopy(self.parts.net).requires_grad_(False).eval()
+        layers = self._layers(net)
+        pool = self.images(self.tasks)
+        if variant != "affine":
+            for layer in layers:
+                _start_anew(layer)
+                layer.train()
+            self._observe(net)
+            with torch.no_grad():
+                for batch in self._batches(pool, "statistics", 0):
+                    net(batch.images)
+        if variant != "statistics":
+            for layer, original in zip(layers, self._layers(self.parts.net), strict=True):
+                layer.momentum = getattr(original, "momentum", None)  # type: ignore[assignment]
+            self._train(net, layers, pool, epochs, lr)
+        return net.eval()
+
+    def _train(self, net: Network, layers: Sequence[nn.Module], pool: Tensor, epochs: int, lr: float) -> None:
+        parameters = [p.requires_grad_() for layer in layers for p in layer.parameters()]
+        if not parameters:
+            return
+        schedule = self.spec.schedule
+        optimizer = torch.optim.SGD(parameters, lr=lr, momentum=schedule.momentum, weight_decay=schedule.weight_decay)
+        for epoch in range(epochs):
+            for batch in self._batches(pool, "affine", epoch):
+                loss = F.cross_entropy(net(batch.images).logits, batch.targets)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+        net.requires_grad_(False)
+
+    def layers(self) -> list[dict[str, Any]]:
+        """Distances of the running averages from what each layer measures on three kinds of images."""
+        kinds = {"all": self.tasks, "old": self.tasks[:-1], "new": self.tasks[-1:]}
+        rows = []
+        for kind, tasks in kinds.items():
+            if tasks:
+                rows += [{"layer": name, "images": kind, **far} for name, far in self._far(self.images(tasks)).items()]
+        return rows
+
+    def _far(self, pool: Tensor) -> dict[str, dict[str, float]]:
+        net = self.parts.net.eval()
+        layers = {name: layer for name, layer in norm_layers(net, self.spec, self.registry).items() if _averages(layer)}
+        recorders = {name: copy.deepcopy(layer).train() for name, layer in layers.items()}
+        self._observe(nn.ModuleList(recorders.values()))
+        handles = []
+        for name, layer in layers.items():
+            _start_anew(recorders[name])
+            handles.append(layer.register_forward_pre_hook(_recording(recorders[name])))
+        shuffled = torch.randperm(len(pool), generator=generator(self.spec.seed, "probe"))[:MEASURED]
+        with torch.no_grad():
+            for batch in self._batches(pool[shuffled], "measure", 0):
+                net(batch.images)
+        for handle in handles:
+            handle.remove()
+        return {name: distances(layer, recorders[name]) for name, layer in layers.items()}
+
+    def _observe(self, net: nn.Module) -> None:
+        """Rows of every task in one batch have no cut between current and past ones."""
+        composition = Composition(sum(self.spec.rows), 0, self.tasks[-1].index)
+        set_composition(net, composition, expect_listeners=False)
+
+    def _batches(self, pool: Tensor, name: str, epoch: int) -> Feed:
+        """One pass, augmented as in training."""
+        spec, parts, rows = self.spec, self.parts, sum(self.spec.rows)
+        composition = Composition(rows, 0, self.tasks[-1].index)
+        plan = plan_epoch([Part(pool, rows, f"probe {name}")], composition, Protocol(), spec.seed, (0, 0), epoch)
+        stream = generator(spec.seed, f"probe {name} augmentation", epoch)
+        return feed(plan, parts.train, parts.stream.targets, stream)
+
+
+def norm_layers(net: nn.Module, spec: Spec, registry: Registry) -> dict[str, nn.Module]:
+    """The layers of a network that the spec's norm built, by name."""
+    kind = type(registry.norms[spec.norm].build(16, **spec.norm_options))
+    return {name: module for name, module in net.named_modules() if type(module) is kind}
+
+
+def _averages(layer: Any) -> tuple[Tensor, Tensor] | None:
+    """Running mean and deviation (C,), or None where a layer keeps none."""
+    mean = getattr(layer, "running_mean", None)
+    std, var = getattr(layer, "running_std", None), getattr(layer, "running_var", None)
+    if mean is None or (std is None and var is None):
+        return None
+    return mean, std if std is not None else (var + layer.eps).sqrt()
+
+
+def _recording(recorder: nn.Module) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+    """A hook that shows a layer's input to another layer as well."""
+
+    def show(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        recorder(inputs[0])
+
+    return show
+
+
+def distances(layer: nn.Module, measured: nn.Module) -> dict[str, float]:
+    """Mean over channels of |μ_run − μ| / σ and of |log(σ_run / σ)| between the averages of two layers."""
+    ours, theirs = _averages(layer), _averages(measured)
+    assert ours is not None
+    assert theirs is not None
+    (mean, std), (mean_there, std_there) = ours, theirs
+    scale = (std / std_there).log().abs().mean()
+    return {"mean": float(((mean - mean_there).abs() / std_there).mean()), "scale": float(scale)}
+
+
+def _start_anew(layer: Any) -> None:
+    """Averages from nothing, over all batches alike where the layer can do so."""
+    if hasattr(layer, "reset_running_stats"):
+        layer.reset_running_stats()
+    if isinstance(layer, nn.modules.batchnorm._NormBase):
+        layer.momentum = None
+
+
+def _write(probe: Probe, folder: Path, title: str) -> None:
+    content = {"accuracy": probe.accuracy, "layers": probe.layers, "settings": probe.settings}
+    write_atomically(folder / "bn-bias.json", json.dumps(content, indent=1) + "\n")
+    text = io.StringIO()
+    writer = csv.DictWriter(text, ["layer", "images", "mean", "scale"], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(probe.layers)
+    write_atomically(folder / "bn-bias.csv", text.getvalue())
+    save(figure(probe, title), folder, "bn-bias")
+
+
+def figure(probe: Probe, title: str) -> Figure:
+    """Accuracy before and after on the old tasks, the newest and all; the distances by layer."""
+    from matplotlib.figure import Figure
+
+    panels = 3 if probe.layers else 1
+    drawing = Figure(figsize=(4.6 * panels, 3.8), layout="constrained")
+    axes = drawing.subplots(1, panels, squeeze=False)[0]
+    names = ["old tasks", "newest task", "all tasks"]
+    room = 0.8 / len(probe.accuracy)
+    for number, (variant, row) in enumerate(probe.accuracy.items()):
+        heights = [sum(row[:-1]) / max(len(row) - 1, 1), row[-1], sum(row) / len(row)]
+        places = [at - 0.4 + room * (number + 0.5) for at in range(3)]
+        colour = "#8a8f98" if variant == "before" else COLOURS[number - 1]
+        bars = axes[0].bar(places, heights, room * 0.92, color=colour, label=variant)
+        axes[0].bar_label(bars, fmt="%.0f", fontsize=7)
+    axes[0].set(xticks=range(3), xticklabels=names, ylabel="accuracy (%)", title=title)
+    axes[0].set_ylim(0, 1.25 * axes[0].get_ylim()[1])  # room for the legend
+    axes[0].legend(frameon=False, fontsize=8)
+    labels = {"mean": r"$|\mu_{run}-\mu|\,/\,\sigma$", "scale": r"$|\log(\sigma_{run}/\sigma)|$"}
+    for ax, (measure, label) in zip(axes[1:], labels.items(), strict=False):
+        for number, kind in enumerate(dict.fromkeys(row["images"] for row in probe.layers)):
+            values = [row[measure] for row in probe.layers if row["images"] == kind]
+            depths = range(1, len(values) + 1)
+            ax.plot(depths, values, "o-", markersize=3.5, color=COLOURS[number], label=f"from {kind} images")
+        ax.set(xlabel="norm layer, from the input on", ylabel=label, title="distance of running averages")
+        ax.set_ylim(bottom=0)
+        ax.legend(frameon=False, fontsize=8)
+        ax.grid(alpha=0.25)
+    for ax in axes:
+        ax.spines[["top", "right"]].set_visible(False)
+    return drawing

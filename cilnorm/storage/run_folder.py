@@ -1,0 +1,293 @@
+"""The folder of a run: everything that is written, and where.
+
+``spec.yaml`` repeats the run, ``environment.json`` says what it ran on, ``events.jsonl`` what happened,
+``accuracy.csv`` is the accuracy matrix, ``confusion.csv`` says which tasks are taken for which, ``summary.json``
+has the state and the metrics; ``checkpoints/`` and ``figures/`` hold those. ``cilnorm.storage.own_files`` lists the names.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import os
+import re
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cilnorm.images import ImageSet
+from cilnorm.metrics import as_matrix, summarise
+from cilnorm.registry import Registry
+from cilnorm.spec import Spec, from_mapping, to_yaml
+from cilnorm.storage.environment import changes, describe
+from cilnorm.storage.own_files import FOLDERS, LOCK, LOG, MARK, FolderError, survey
+from cilnorm.storage.records import CONFUSION, ENVIRONMENT, kept_log, read_confusion, read_environment
+from cilnorm.storage.safe_files import in_words, open_plain, plain_folder, read_text, write_atomically
+from cilnorm.values import SpecError, mappings, parsed
+
+__all__ = ["LOCK", "MARK", "FolderError", "RunFolder", "default_folder", "folder_of_seeds", "read_confusion"]
+
+
+class RunFolder:
+    """Writes a run's files, each to a temporary name first, except the log, which grows line by line.
+
+    From ``create`` or ``reopen`` on, all of it raises FolderError once the folder is not where it was.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self._place: os.stat_result | None = None
+
+    @staticmethod
+    def holds_a_run(path: Path) -> bool:
+        """Whether a run was begun there."""
+        return (path / MARK).is_file()
+
+    @staticmethod
+    def require(path: Path) -> None:
+        """Raises FolderError, which says what there is instead, where no run was begun."""
+        try:
+            if RunFolder.holds_a_run(path):
+                return
+            if not path.exists():
+                raise FolderError(f"{path} holds no run: there is no such folder")
+            if not path.is_dir():
+                raise FolderError(f"{path} holds no run: it is a file, not the folder of one")
+            inside = sorted({mark.parent for depth in ("*", "*/*") for mark in path.glob(f"{depth}/{MARK}")})
+            empty = not any(path.iterdir())
+        except FolderError:
+            raise
+        except OSError as error:
+            raise FolderError(f"{path} holds no run that can be read: {error.strerror or error}") from error
+        if inside:
+            raise FolderError(f"{path} holds no run itself, but {len(inside)} inside: {inside[0]} is one")
+        raise FolderError(f"{path} holds no run: {'it is empty' if empty else f'there is no {MARK}'}")
+
+    def read_spec(self, registry: Registry) -> Spec:
+        """The run's spec.
+
+        Raises:
+            FolderError: there is no run.
+            SpecError: its spec can't be read.
+        """
+        self.require(self.path)
+        mark = self.path / MARK
+        try:
+            values = parsed(read_text(mark), str(mark))
+        except (OSError, UnicodeDecodeError) as error:
+            raise SpecError(f"{mark}: {getattr(error, 'strerror', None) or 'no text'}") from error
+        return from_mapping(mappings({"": values}, str(mark))[""], registry, None, {})
+
+    @classmethod
+    def check(cls, path: Path, overwrite: bool = False, also: Sequence[str] = ()) -> None:
+        """Raises FolderError if ``path`` holds a run that must not be replaced, or anything that no run writes.
+
+        Args:
+            also: patterns of names that loggers write.
+        """
+        try:
+            found = survey(path, also)
+        except OSError as error:
+            raise _unusable(path, error) from error
+        if found.others or (found.begun and not cls.holds_a_run(path)):
+            names = found.in_the_way() or ", ".join(found.own)
+            raise FolderError(f"{path} holds other files, which stay as they are: {names}; give --out a new folder")
+        if found.begun and not overwrite:
+            raise FolderError(cls.taken(path, "a run already; resume it,", also))
+
+    @staticmethod
+    def taken(path: Path, what: str, also: Sequence[str] = ()) -> str:
+        """That ``path`` holds ``what``, and the way out; --overwrite is one only where nothing else lies there."""
+        ways = "give another --out" if survey(path, also).others else "give --overwrite or another --out"
+        return f"{path} holds {what}{' or' if what.endswith(',') else ';'} {ways}"
+
+    @classmethod
+    def create(cls, path: Path, spec: Spec, overwrite: bool = False, also: Sequence[str] = ()) -> RunFolder:
+        """A new folder with the spec in it; of an old run's, only what runs write is removed.
+
+        Raises:
+            FolderError: it holds a run already, or other files, or can't be written.
+        """
+        cls.check(path, overwrite, also)
+        folder = cls(path)
+        try:
+            found = survey(path, also)
+            old = {*found.parts, *(found.own if found.begun else ())} - {LOCK}
+            for name in sorted(old, key=MARK.__eq__):  # the mark last, so that a folder half emptied is still ours
+                (path / name).unlink(missing_ok=True)
+            for name in found.folders if found.begun else ():
+                with suppress(OSError):  # only what is empty goes
+                    (path / name).rmdir()
+            path.mkdir(parents=True, exist_ok=True)
+            folder._take_place()
+            write_atomically(path / MARK, to_yaml(spec))
+        except OSError as error:
+            raise _unusable(path, error) from error
+        return folder
+
+    def reopen(self, logged: int, rows: Sequence[Sequence[float]]) -> None:
+        """Takes back what a stopped process wrote after its last checkpoint, and what it left half written.
+
+        Args:
+            logged: bytes of the log to keep.
+            rows: of the accuracy matrix.
+
+        Raises:
+            FolderError: what will be added to can't be read, or the folder can't be written; nothing is changed then.
+        """
+        try:
+            log = kept_log(self.path, logged)
+            read_confusion(self.path)
+            read_environment(self.path)
+            for name in survey(self.path).parts:
+                (self.path / name).unlink(missing_ok=True)
+            self._take_place()
+            if log is not None:
+                write_atomically(self.path / LOG, log)  # anew, so that a copy made of hard links keeps its own
+            if rows:
+                self.write_accuracy(rows)
+            else:
+                (self.path / "accuracy.csv").unlink(missing_ok=True)
+        except FolderError:
+            raise
+        except OSError as error:
+            raise _unusable(self.path, error) from error
+
+    def _take_place(self) -> None:
+        plain_folder(self.path / "trials")
+        for name in FOLDERS:
+            if not plain_folder(self.path / name):
+                (self.path / name).mkdir()
+        self._place = os.stat(self.path)
+
+    def check_place(self) -> None:
+        """Raises FolderError if the folder was moved, removed or replaced since ``create`` or ``reopen``."""
+        try:
+            if self._place is None or os.path.samestat(self._place, os.stat(self.path)):
+                return
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+        raise FolderError(f"{self.path} was moved or removed while the run was at work; nothing more is written")
+
+    def log(self, event: Mapping[str, Any]) -> None:
+        """Appends one line to events.jsonl."""
+        self.check_place()
+        line = json.dumps({"time": round(time.time(), 3), **event}) + "\n"
+        with os.fdopen(open_plain(self.path / LOG, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "ab") as file:
+            file.write(line.encode())
+
+    def logged(self) -> int:
+        """Bytes of the log, all of them on the disk now."""
+        self.check_place()
+        handle = open_plain(self.path / LOG, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        try:
+            os.fsync(handle)
+            return os.fstat(handle).st_size
+        finally:
+            os.close(handle)
+
+    def write_environment(
+        self, registry: Registry, device: torch.device, images: ImageSet, order: Sequence[int]
+    ) -> list[str]:
+        """Records what could make the same spec give other numbers elsewhere, and what the numbers are about.
+
+        Of a run that goes on, environment.json keeps what it began with; another environment is added under ``later``.
+
+        Args:
+            order: the source's labels in the order of learning.
+
+        Returns:
+            What differs from the environment before, a line each.
+        """
+        about = {
+            "classes": [images.class_names[label] for label in order],
+            "mean": images.mean,
+            "std": images.std,
+            "size": list(images.train_images.shape[1:]),
+        }
+        now = {**describe(registry, device), "dataset_sha256": images.digest}
+        first, apart = read_environment(self.path), []
+        if first:
+            earlier = first.get("later", [])
+            apart = changes({**(earlier[-1] if earlier else first)}, now)
+            if not apart:
+                return []
+            first["later"] = [*earlier, {"time": round(time.time(), 3), **now}]
+        self._write(ENVIRONMENT, json.dumps(first or {**now, "images": about}, indent=2) + "\n")
+        return apart
+
+    def _write(self, name: str, text: str) -> None:
+        self.check_place()
+        write_atomically(self.path / name, text)
+
+    def write_spec(self, spec: Spec) -> None:
+        """spec.yaml anew, once its open options are chosen."""
+        self._write(MARK, to_yaml(spec))
+
+    def write_tuning(self, trials: Sequence[Any]) -> None:
+        """tuning.json: what was tried for options chosen on held-out images (dataclasses), in order."""
+        rows = [dataclasses.asdict(trial) for trial in trials]
+        self._write("tuning.json", json.dumps(rows, indent=2) + "\n")
+
+    def write_accuracy(self, rows: Sequence[Sequence[float]]) -> None:
+        """accuracy.csv: row t, column u is the accuracy in percent on task u after learning task t, from 1."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["after_task", *(f"task_{u + 1}" for u in range(len(rows)))])
+        for t, row in enumerate(rows):
+            writer.writerow([t + 1, *(repr(value) for value in row), *[""] * (len(rows) - len(row))])
+        self._write("accuracy.csv", text.getvalue())
+
+    def write_confusion(self, counts: Sequence[Sequence[int]]) -> None:
+        """Adds to confusion.csv, after learning task t, how many test images of each task got a class of each task.
+
+        What an earlier, stopped process wrote of this task or later ones is replaced.
+        """
+        text, after = io.StringIO(), len(counts)
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["after_task", "task", *(f"as_task_{u + 1}" for u in range(after))])
+        before = read_confusion(self.path)[: after - 1]
+        for t, rows in [*enumerate(before, 1), (after, counts)]:
+            for u, row in enumerate(rows, 1):
+                writer.writerow([t, u, *row, *[""] * (after - len(row))])
+        self._write(CONFUSION, text.getvalue())
+
+    def write_summary(
+        self, state: str, rows: Sequence[Sequence[float]], by_head: Sequence[Sequence[float]] = (), **facts: Any
+    ) -> dict[str, Any]:
+        """summary.json: the run's state, its metrics in percent once a task is learned, and further facts.
+
+        Args:
+            by_head: the head's rows where another classifier's fill the matrix; their metrics go under its name.
+        """
+        summary = {"state": state, **(summarise(as_matrix(rows)) if rows else {}), **facts}
+        if by_head:
+            summary["by_head"] = summarise(as_matrix(by_head))
+        self._write("summary.json", json.dumps(summary, indent=2) + "\n")
+        return summary
+
+
+def default_folder(spec: Spec) -> Path:
+    """A new folder under ``runs/``, named after the time and what is run."""
+    preset = re.sub(r"[^\w.-]", "_", spec.preset)[:40]  # a spec.yaml of somebody else may hold anything
+    stem = time.strftime("%Y%m%d-%H%M%S") + f"-{preset or 'run'}-{spec.method}-{spec.norm}-s{spec.seed}"
+    path = Path("runs") / stem
+    return path if not path.exists() else path.with_name(f"{stem}-{time.time_ns() % 10**6}")
+
+
+def folder_of_seeds(spec: Spec) -> Path:
+    """The folder under ``runs/`` of a spec with several seeds: always the same one, whatever the seeds are."""
+    preset = re.sub(r"[^\w.-]", "_", spec.preset)[:40]
+    return Path("runs") / f"{preset or 'run'}-{spec.method}-{spec.norm}-seeds-{dataclasses.replace(spec, seed=0).key}"
+
+
+def _unusable(path: Path, error: OSError) -> FolderError:
+    inner = isinstance(error.filename, str) and path in Path(error.filename).parents
+    return FolderError(f"can't write the run folder {path}: {in_words(error) if inner else error.strerror or error}")

@@ -1,0 +1,282 @@
+"""The order of tasks, and which rows a phase trains on.
+
+``Protocol`` names every point in which the released code of TBBN (github.com/csm9493/TaskBalancedBN) differs from our
+reading of the paper. The defaults (``protocol: corrected``) are that reading: where the paper is silent, what we take
+for slips of the code is mended. The published values are those of the code, so tables that reproduce them run
+``RELEASED``, which switches the differences on.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cilnorm.batch import Composition, Task
+from cilnorm.training.randomness import generator
+
+__all__ = [
+    "PROTOCOLS",
+    "RELEASED",
+    "NoBatch",
+    "Part",
+    "Plan",
+    "Protocol",
+    "Stream",
+    "class_order",
+    "plan_epoch",
+    "task_sizes",
+]
+
+
+class NoBatch(ValueError):
+    """There are too few images to fill one batch; the message says how many there are."""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """In what a run differs, or does not, from our reading of the paper.
+
+    Attributes:
+        current_rows: where the current rows of a batch come from: the ``task``, or the ``union`` of the task and the
+            memory (the released LUCIR and EEIL).
+        epoch: ``passes``: one pass over the current images in ceil(n / rows) full batches, what a pass leaves over
+            opens the next epoch. ``cycle``: current and past loaders side by side as long as the longer one lasts, the
+            shorter one replayed with the same batches and crops, batches of another size skipped (released).
+        drop_last: in ``cycle``, leave each loader's short last batch out before replaying (the released EEIL).
+        validation: part of every class' training images held out for good (released: 0.1).
+        keep: weights at the end of a phase: the ``last``, or the ``best`` by loss on the current task's held-out
+            images (released).
+        test_images: ``all``, or only those in ``full`` batches (released: 960 of 1000 images a CIFAR-100 task).
+        score: what fills the accuracy matrix: ``test`` images, or the held-out ones of ``validation``, for choices that
+            must not look at test images.
+        budget: exemplars a class: ``floor`` or ``ceil`` of memory / classes (released: ceil).
+        herding: ``greedy`` or ``icarl``, see ``cilnorm.training.memory``.
+        herd_again: rank stored exemplars anew after every task instead of cutting their lists (released).
+    """
+
+    current_rows: Literal["task", "union"] = "task"
+    epoch: Literal["passes", "cycle"] = "passes"
+    drop_last: bool = False
+    validation: float = 0.0
+    keep: Literal["last", "best"] = "last"
+    test_images: Literal["all", "full"] = "all"
+    score: Literal["test", "validation"] = "test"
+    budget: Literal["floor", "ceil"] = "floor"
+    herding: Literal["greedy", "icarl"] = "greedy"
+    herd_again: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.validation < 1:
+            raise ValueError(f"validation is a part of the training images in [0, 1), not {self.validation}")
+        if self.keep == "best" and not self.validation:
+            raise ValueError("keep: best needs held-out images; set protocol.validation, 0.1 say")
+        if self.score == "validation" and not self.validation:
+            raise ValueError("score: validation needs held-out images; set protocol.validation, 0.1 say")
+
+
+RELEASED: dict[str, Any] = {
+    "epoch": "cycle",
+    "validation": 0.1,
+    "keep": "best",
+    "test_images": "full",
+    "budget": "ceil",
+    "herd_again": True,
+}
+PROTOCOLS: dict[str, dict[str, Any]] = {"corrected": {}, "released": RELEASED}
+
+
+def class_order(classes: int, seed: int) -> list[int]:
+    """The source's labels in the order in which they are learned, as FACIL draws it."""
+    order = list(range(classes))
+    np.random.RandomState(seed).shuffle(order)
+    return order
+
+
+def task_sizes(classes: int, tasks: int) -> tuple[int, ...]:
+    """Classes of each task; where the number does not divide, the first tasks bring one more.
+
+    Raises:
+        ValueError: more tasks than classes, or none.
+    """
+    if not 1 <= tasks <= classes:
+        raise ValueError(f"{classes} classes can't be split into {tasks} tasks")
+    small, larger = divmod(classes, tasks)
+    return tuple(small + (index < larger) for index in range(tasks))
+
+
+class Stream:
+    """A data set as a sequence of tasks: who belongs to which, in the labels of learning.
+
+    Args:
+        train_labels, test_labels: the source's labels, int64.
+        order: the source's labels in the order of learning; labels outside it are left out.
+        sizes: classes of each task.
+        validation: part of every class held out.
+        seed: of the held-out choice, as Python's ``random`` draws it in the released code.
+        train_per_class: keep only that many training images of a class, the first of a seeded shuffle.
+
+    Attributes:
+        targets, test_targets: labels in the order of learning, -1 for images that are left out.
+    """
+
+    def __init__(
+        self,
+        train_labels: Tensor,
+        test_labels: Tensor,
+        order: Sequence[int],
+        sizes: tuple[int, ...],
+        validation: float = 0.0,
+        seed: int = 0,
+        train_per_class: int | None = None,
+    ) -> None:
+        self.tasks = tuple(Task(index, sizes) for index in range(len(sizes)))
+        learned = torch.full((int(max(train_labels.max(), test_labels.max())) + 1,), -1)
+        learned[torch.tensor(order)] = torch.arange(len(order))
+        self.targets, self.test_targets = learned[train_labels.cpu()], learned[test_labels.cpu()]
+        if train_per_class is not None:
+            self._thin(train_per_class, seed)
+        self._held_out = torch.zeros(len(self.targets), dtype=torch.bool)
+        if validation:
+            self._hold_out(validation, random.Random(seed))
+
+    def _thin(self, count: int, seed: int) -> None:
+        for label in range(int(self.targets.max()) + 1):
+            members = (self.targets == label).nonzero()[:, 0]
+            shuffled = members[torch.randperm(len(members), generator=generator(seed, "subset", label))]
+            self.targets[shuffled[count:]] = -1
+
+    def _hold_out(self, part: float, rng: random.Random) -> None:
+        """Positions count within what is left of the task's list, which shrinks class by class."""
+        targets = self.targets.tolist()
+        for task in self.tasks:
+            left = self._members(self.targets, task).tolist()
+            for label in range(task.old, task.seen):
+                positions = [at for at, index in enumerate(left) if targets[index] == label]
+                for at in sorted(rng.sample(positions, round(len(positions) * part)), reverse=True):
+                    self._held_out[left.pop(at)] = True
+
+    @staticmethod
+    def _members(targets: Tensor, task: Task) -> Tensor:
+        return ((targets >= task.old) & (targets < task.seen)).nonzero()[:, 0]
+
+    def train(self, task: Task) -> Tensor:
+        """Training images of a task, without the held-out ones; indices in the source's order."""
+        members = self._members(self.targets, task)
+        return members[~self._held_out[members]]
+
+    def validation(self, task: Task) -> Tensor:
+        """Held-out images of a task, in the order in which the released code lists them: class by class."""
+        members = self._members(self.targets, task)
+        held = members[self._held_out[members]]
+        return torch.cat([held[self.targets[held] == label].flip(0) for label in range(task.old, task.seen)])
+
+    def test(self, task: Task) -> Tensor:
+        """Test images of a task."""
+        return self._members(self.test_targets, task)
+
+    def by_class(self, task: Task) -> list[Tensor]:
+        """``train(task)``, one tensor a class."""
+        members = self.train(task)
+        return [members[self.targets[members] == label] for label in range(task.old, task.seen)]
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Images that fill ``rows`` rows of every batch; ``name`` is their stream of randomness."""
+
+    pool: Tensor
+    rows: int
+    name: str
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """An epoch laid out before it starts.
+
+    Attributes:
+        indices: (steps, rows) training images, current rows first.
+        draws: (steps, rows) which augmentation draw each row uses; a replayed row repeats its number.
+        composition: of every batch.
+    """
+
+    indices: Tensor
+    draws: Tensor
+    composition: Composition
+
+    @property
+    def steps(self) -> int:
+        """Batches in the epoch."""
+        return len(self.indices)
+
+
+def plan_epoch(
+    parts: Sequence[Part],
+    composition: Composition,
+    protocol: Protocol,
+    seed: int,
+    position: tuple[int, int],
+    epoch: int,
+) -> Plan:
+    """Lays out an epoch; a function of its arguments alone, so a resumed run continues where it was.
+
+    Args:
+        parts: the first one decides how long an epoch of ``passes`` is.
+        position: task and phase, which name the streams together with each part's name.
+        epoch: counted from 0 within the phase.
+
+    Raises:
+        NoBatch: the epoch would hold no full batch.
+    """
+    images = [len(part.pool) for part in parts]
+    indices = draws = torch.empty(0, composition.rows, dtype=torch.long)
+    if protocol.epoch == "cycle":
+        indices, draws = _cycle(parts, protocol.drop_last, seed, (*position, epoch))
+    elif all(images):
+        steps = -(-len(parts[0].pool) // parts[0].rows)
+        columns = [_endless(part, epoch * steps, steps, seed, position) for part in parts]
+        indices = torch.cat(columns, dim=1)
+        draws = torch.arange(indices.numel()).view_as(indices)
+    if not len(indices):
+        raise NoBatch(f"no batch of {composition.rows} rows can be filled from {images} images")
+    return Plan(indices, draws, composition)
+
+
+def _shuffled(part: Part, seed: int, position: tuple[int, ...]) -> Tensor:
+    return torch.randperm(len(part.pool), generator=generator(seed, f"rows/{part.name}", *position))
+
+
+def _endless(part: Part, step: int, steps: int, seed: int, position: tuple[int, int]) -> Tensor:
+    """Steps [step, step + steps) of an endless sequence of shuffled passes over the pool, (steps, rows)."""
+    size, first, count = len(part.pool), step * part.rows, steps * part.rows
+    passes = range(first // size, (first + count - 1) // size + 1)
+    order = torch.cat([_shuffled(part, seed, (*position, number)) for number in passes])
+    start = first - passes[0] * size
+    return part.pool[order[start : start + count]].view(steps, part.rows)
+
+
+def _cycle(parts: Sequence[Part], drop_last: bool, seed: int, position: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """The released code's epoch: loaders side by side, the shorter replayed, batches of another size skipped."""
+    loaders: list[list[tuple[Tensor, Tensor]]] = []
+    offset = 0
+    for part in parts:
+        order = _shuffled(part, seed, position)
+        draws = torch.arange(offset, offset + len(order))
+        batches = list(zip(part.pool[order].split(part.rows), draws.split(part.rows), strict=True))
+        if drop_last and len(batches[-1][0]) < part.rows:
+            batches.pop()
+        loaders.append(batches)
+        offset += len(order)
+    rows = sum(part.rows for part in parts)
+    steps = []
+    for step in range(max(map(len, loaders)) if all(loaders) else 0):
+        drawn = [batches[step % len(batches)] for batches in loaders]
+        if sum(len(indices) for indices, _ in drawn) == rows:
+            steps.append((torch.cat([i for i, _ in drawn]), torch.cat([d for _, d in drawn])))
+    empty = torch.empty(0, rows, dtype=torch.long)
+    return (torch.stack([i for i, _ in steps]), torch.stack([d for _, d in steps])) if steps else (empty, empty)
