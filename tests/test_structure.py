@@ -33,6 +33,7 @@ MAY_IMPORT = {
 # What a plugin may import from cilnorm: these paths are promised, whoever writes the plugin.
 PUBLIC = {
     "batch",
+    "files",
     "heads",
     "hookspecs",
     "images",

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import torch
 
+from cilnorm.files import write_atomically
 from cilnorm.hookspecs import Dataset
 from cilnorm.registry import Registry, contained
 from cilnorm.storage.environment import describe
-from cilnorm.storage.safe_files import write_atomically
 
 __all__ = ["Finding", "examine"]
 

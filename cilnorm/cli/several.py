@@ -113,7 +113,7 @@ def _job(cell: Cell, folder: Path) -> Job:
 
 def _do(jobs: Sequence[Job], workers: int, retry_failed: bool, flags: Sequence[str]) -> None:
     from cilnorm.cli.board import Board
-    from cilnorm.experiment.guard import Interrupted
+    from cilnorm.storage.interruptions import Interrupted
     from cilnorm.sweep.workers import work
 
     tried = ("finished",) if retry_failed else ("finished", "failed")
@@ -143,8 +143,8 @@ def _submit(
 
 def _write(home: Path, cells: Sequence[Cell], jobs: Sequence[Job], title: str, about: str) -> None:
     """Writes what there is so far, and prints it."""
+    from cilnorm.files import write_atomically
     from cilnorm.results.table import to_csv, to_latex, to_markdown, verdicts
-    from cilnorm.storage.safe_files import write_atomically
 
     entries = _entries(cells, jobs)
     home.mkdir(parents=True, exist_ok=True)
@@ -204,9 +204,9 @@ def report_command(
     """Write one page with the curves, matrices, losses and settings of some runs; it needs no network."""
 
     def work() -> None:
+        from cilnorm.files import write_atomically
         from cilnorm.results.reading import read_result
         from cilnorm.results.report import draw, report
-        from cilnorm.storage.safe_files import write_atomically
 
         results = [read_result(folder) for folder in runs]
         write_atomically(out, report(results, title))

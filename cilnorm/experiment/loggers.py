@@ -5,6 +5,7 @@ A logger that raises is left out from then on, and said so once; the run goes on
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.util import find_spec
@@ -12,7 +13,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from cilnorm.cli.terminal import complain
 from cilnorm.registry import Registry, UnknownName, last_line
 from cilnorm.values import SpecError
 
@@ -70,7 +70,7 @@ class Loggers:
             raise
         except BaseException as error:  # a stranger's may raise anything, SystemExit as well
             self._loggers.pop(name, None)
-            complain(f"the logger {name} is left out from here on: {last_line(error)}")
+            print(f"cilnorm: the logger {name} is left out from here on: {last_line(error)}", file=sys.stderr)
             return None
 
 

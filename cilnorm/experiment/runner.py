@@ -16,7 +16,7 @@ from cilnorm import registry as registries
 from cilnorm.batch import Composition, Task
 from cilnorm.experiment.assembly import Assembly, pick_device
 from cilnorm.experiment.evaluation import accuracies, class_means, embed, held_out_loss, scored
-from cilnorm.experiment.guard import Interruptions, RunStopped, held, recorded
+from cilnorm.experiment.failures import RunStopped, record_failure
 from cilnorm.experiment.trials import Means, answered, choose, first_parts
 from cilnorm.method import Phase
 from cilnorm.registry import Registry
@@ -24,6 +24,8 @@ from cilnorm.spec import Spec, to_mapping
 from cilnorm.storage.checkpoint import Checkpoints, State
 from cilnorm.storage.event_log import Teller, Watcher
 from cilnorm.storage.figures import draw_figures
+from cilnorm.storage.interruptions import Interruptions
+from cilnorm.storage.lock import lock_folder
 from cilnorm.storage.run_folder import RunFolder, default_folder
 from cilnorm.training.batches import Feed, feed
 from cilnorm.training.engine import Engine
@@ -86,7 +88,7 @@ def run(
         if not go_on:  # else another process may be about to begin it
             RunFolder.check(path, overwrite, registry.logger_files)
         parts = first_parts(means, spec)
-        with held(path), means.stops:
+        with lock_folder(path), means.stops:
             if not (go_on and answered(path, spec, registry)):  # another process may have begun it meanwhile
                 folder = RunFolder.create(path, spec, overwrite, registry.logger_files)
                 return _whole(means, folder, spec, parts)
@@ -114,7 +116,7 @@ def resume(
 
 
 def _resume(means: Means, path: Path) -> Result:
-    with held(path), means.stops:
+    with lock_folder(path), means.stops:
         folder = RunFolder(path)
         return _whole(means, folder, folder.read_spec(means.registry))
 
@@ -153,7 +155,7 @@ def _learn(run: _Run, registry: Registry) -> Result:
     """Task after task: grow, train phase after phase, remember, choose exemplars, evaluate."""
     spec, parts, state, folder, tell = run.spec, run.parts, run.state, run.folder, run.tell
     names = {name: getattr(spec, name) for name in ("method", "norm", "backbone", "dataset", "preset", "seed")}
-    with recorded(spec, state, folder, tell):
+    with record_failure(spec, state, folder, tell):
         changed = folder.write_environment(registry, parts.device, parts.images, parts.order)
         if state.task < (spec.stop_after or spec.tasks):  # who reads the summary of a finished run finds it finished
             folder.write_summary("running", state.matrix, state.by_head)

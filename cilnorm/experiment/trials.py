@@ -11,13 +11,14 @@ import torch
 
 from cilnorm import registry as registries
 from cilnorm.experiment.assembly import Assembly, pick_device
-from cilnorm.experiment.guard import Interruptions, recorded
+from cilnorm.experiment.failures import record_failure
 from cilnorm.experiment.rehearsal import assembled, check_place
 from cilnorm.experiment.tuning import answers, candidates, finished_accuracy, open_options, trial_folder, tuned
 from cilnorm.registry import Registry
 from cilnorm.spec import Spec, SpecError
 from cilnorm.storage.checkpoint import State
 from cilnorm.storage.event_log import Teller, Watcher
+from cilnorm.storage.interruptions import Interruptions
 from cilnorm.storage.own_files import survey
 from cilnorm.storage.run_folder import FolderError, RunFolder, default_folder
 
@@ -80,7 +81,9 @@ def choose(means: Means, folder: RunFolder, spec: Spec, do: Callable[[Means, Run
         return accuracy
 
     folder.reopen(0, ())
-    with recorded(spec, State(), folder, Teller(folder, ()), f"the choice of {spec.norm}'s {' and '.join(names)}"):
+    with record_failure(
+        spec, State(), folder, Teller(folder, ()), f"the choice of {spec.norm}'s {' and '.join(names)}"
+    ):
         folder.write_summary("running", ())
         chosen, trials = tuned(spec, registry, score)
         folder.write_tuning(trials)

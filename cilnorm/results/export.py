@@ -10,13 +10,13 @@ from typing import Any
 
 from torch import Tensor
 
+from cilnorm.files import open_plain, read_text, write_atomically
 from cilnorm.registry import Registry
 from cilnorm.spec import to_mapping
 from cilnorm.storage.checkpoint import Checkpoints
 from cilnorm.storage.environment import version
 from cilnorm.storage.records import read_environment
 from cilnorm.storage.run_folder import FolderError, RunFolder
-from cilnorm.storage.safe_files import open_plain, read_text, write_atomically
 
 __all__ = ["export"]
 

@@ -32,13 +32,13 @@ from cilnorm import registry as registries
 from cilnorm.batch import Composition, Task, set_composition
 from cilnorm.experiment.assembly import Assembly, assemble, pick_device
 from cilnorm.experiment.evaluation import accuracies
+from cilnorm.files import write_atomically
 from cilnorm.network import Network
 from cilnorm.registry import Registry
 from cilnorm.spec import Spec
 from cilnorm.storage.checkpoint import Checkpoints
 from cilnorm.storage.figures import COLOURS, save
 from cilnorm.storage.run_folder import FolderError, RunFolder
-from cilnorm.storage.safe_files import write_atomically
 from cilnorm.training.batches import Feed, feed
 from cilnorm.training.protocol import Part, Protocol, plan_epoch
 from cilnorm.training.randomness import generator

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 
 from cilnorm.batch import Task
+from cilnorm.files import plain_folder, write_atomically
 from cilnorm.method import Past
 from cilnorm.network import Network
 from cilnorm.storage.environment import changes
-from cilnorm.storage.safe_files import plain_folder, write_atomically
 from cilnorm.storage.tensor_file import Damaged, sealed, unsealed
 from cilnorm.training.engine import Engine
 from cilnorm.training.memory import Memory

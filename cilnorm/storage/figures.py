@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cilnorm.files import write_atomically
 from cilnorm.metrics import as_matrix, average_per_task
-from cilnorm.storage.safe_files import write_atomically
 from cilnorm.text import half_up
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from cilnorm.storage.safe_files import PART
+from cilnorm.files import PART
 
 __all__ = ["FOLDERS", "LOCK", "LOG", "MARK", "FolderError", "Survey", "survey"]
 

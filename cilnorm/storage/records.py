@@ -13,8 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from cilnorm.files import read_plain, read_text
 from cilnorm.storage.own_files import LOG, FolderError
-from cilnorm.storage.safe_files import read_plain, read_text
 
 __all__ = ["CONFUSION", "ENVIRONMENT", "kept_log", "read_confusion", "read_environment"]
 

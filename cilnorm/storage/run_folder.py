@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from cilnorm.files import in_words, open_plain, plain_folder, read_text, write_atomically
 from cilnorm.images import ImageSet
 from cilnorm.metrics import as_matrix, summarise
 from cilnorm.registry import Registry
@@ -28,7 +29,6 @@ from cilnorm.spec import Spec, from_mapping, to_yaml
 from cilnorm.storage.environment import changes, describe
 from cilnorm.storage.own_files import FOLDERS, LOCK, LOG, MARK, FolderError, survey
 from cilnorm.storage.records import CONFUSION, ENVIRONMENT, kept_log, read_confusion, read_environment
-from cilnorm.storage.safe_files import in_words, open_plain, plain_folder, read_text, write_atomically
 from cilnorm.values import SpecError, mappings, parsed
 
 __all__ = ["LOCK", "MARK", "FolderError", "RunFolder", "default_folder", "folder_of_seeds", "read_confusion"]

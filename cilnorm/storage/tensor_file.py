@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cilnorm.storage.safe_files import open_plain, read_plain
+from cilnorm.files import open_plain, read_plain
 
 __all__ = ["Damaged", "sealed", "unsealed"]
 

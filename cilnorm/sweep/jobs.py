@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from cilnorm.experiment.guard import BUSY, STOPPING, busy
+from cilnorm.files import open_plain, read_text, write_atomically
 from cilnorm.registry import Registry
 from cilnorm.spec import Spec, read_spec, to_yaml
+from cilnorm.storage.interruptions import STOPPING
+from cilnorm.storage.lock import BUSY, busy
 from cilnorm.storage.run_folder import MARK, FolderError
-from cilnorm.storage.safe_files import open_plain, read_text, write_atomically
 
 __all__ = ["Job", "State", "progress"]
 

@@ -15,8 +15,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from cilnorm.experiment.guard import BUSY, busy
-from cilnorm.storage.safe_files import write_atomically
+from cilnorm.files import write_atomically
+from cilnorm.storage.lock import BUSY, busy
 from cilnorm.sweep.jobs import Job
 from cilnorm.sweep.workers import PATIENCE, command
 from cilnorm.values import SpecError

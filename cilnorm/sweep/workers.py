@@ -12,7 +12,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from cilnorm.experiment.guard import BUSY, Interruptions, busy
+from cilnorm.storage.interruptions import Interruptions
+from cilnorm.storage.lock import BUSY, busy
 from cilnorm.sweep.jobs import Job
 
 __all__ = ["Watcher", "command", "die_with", "options", "work", "worker_environment"]

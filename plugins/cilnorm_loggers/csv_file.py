@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cilnorm.files import open_plain
 from cilnorm.hookspecs import Logger, hookimpl
-from cilnorm.storage.safe_files import open_plain
 
 COLUMNS = ("seconds", "task", "phase", "epoch", "name", "value")
 

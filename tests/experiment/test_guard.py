@@ -18,11 +18,14 @@ from typing import Any
 import pytest
 import torch
 
-from cilnorm.experiment import guard, runner
-from cilnorm.experiment.guard import Interrupted, Interruptions, RunStopped, busy, held
+from cilnorm.experiment import runner
+from cilnorm.experiment.failures import RunStopped
 from cilnorm.experiment.runner import resume, run
 from cilnorm.registry import Registry
 from cilnorm.spec import Spec
+from cilnorm.storage import lock
+from cilnorm.storage.interruptions import Interrupted, Interruptions
+from cilnorm.storage.lock import busy, lock_folder
 from cilnorm.storage.run_folder import LOCK, FolderError
 from tests.experiment.test_runner import CPU, Event, bits, events
 from tests.fake import Tiny
@@ -30,8 +33,8 @@ from tests.fake import Tiny
 HOLD = """
 import sys, time
 from pathlib import Path
-from cilnorm.experiment.guard import held
-with held(Path(sys.argv[1])):
+from cilnorm.storage.lock import lock_folder
+with lock_folder(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -52,12 +55,12 @@ def test_a_second_process_is_refused_with_the_firsts_pid_and_host_and_a_dead_one
     with subprocess.Popen([sys.executable, "-c", HOLD, folder], stdout=subprocess.PIPE) as first:
         assert first.stdout is not None
         assert first.stdout.readline() == b"held\n"
-        with pytest.raises(FolderError) as caught, held(folder):
+        with pytest.raises(FolderError) as caught, lock_folder(folder):
             pass
         first.kill()
     assert str(caught.value) == f"{folder}: process {first.pid} on {socket.gethostname()} is at work there"
     assert (folder / LOCK).exists()  # nobody took it away
-    with held(folder):
+    with lock_folder(folder):
         assert json.loads((folder / LOCK).read_text())["pid"] == os.getpid()
     assert not (folder / LOCK).exists()
 
@@ -65,7 +68,7 @@ def test_a_second_process_is_refused_with_the_firsts_pid_and_host_and_a_dead_one
 def test_whether_others_are_at_work_is_asked_without_a_lock(tmp_path: Path) -> None:
     assert busy(tmp_path / "run") is None
     assert not (tmp_path / "run").exists()
-    with held(tmp_path):
+    with lock_folder(tmp_path):
         found = busy(tmp_path)
         assert found is not None
         assert found.here
@@ -81,7 +84,7 @@ def test_whether_others_are_at_work_is_asked_without_a_lock(tmp_path: Path) -> N
 def test_a_lock_of_another_host_is_left_to_a_person(tmp_path: Path) -> None:
     (tmp_path / LOCK).write_text(json.dumps({"pid": 7, "host": "elsewhere"}))
     refused = pytest.raises(FolderError, match="process 7 on elsewhere is at work there; if that one is dead, delete")
-    with refused, held(tmp_path):
+    with refused, lock_folder(tmp_path):
         pass
     assert (tmp_path / LOCK).exists()
 
@@ -89,28 +92,28 @@ def test_a_lock_of_another_host_is_left_to_a_person(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"pid": "x", "host": 1}', "[" * 100_000])
 def test_a_lock_cut_short_names_nobody(content: str, tmp_path: Path) -> None:
     (tmp_path / LOCK).write_text(content)
-    with held(tmp_path):
+    with lock_folder(tmp_path):
         pass
 
 
 def test_within_one_process_too(tmp_path: Path) -> None:
-    with held(tmp_path), pytest.raises(FolderError, match=f"process {os.getpid()} on"), held(tmp_path):
+    with lock_folder(tmp_path), pytest.raises(FolderError, match=f"process {os.getpid()} on"), lock_folder(tmp_path):
         pass
 
 
 def test_without_file_locks_a_living_process_is_respected_and_a_dead_one_is_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(guard, "fcntl", None)
+    monkeypatch.setattr(lock, "fcntl", None)
     done = subprocess.Popen([sys.executable, "-c", ""])
     done.wait()
     for pid in (os.getpid(), done.pid):
         (tmp_path / LOCK).write_text(json.dumps({"pid": pid, "host": socket.gethostname()}))
         if pid == os.getpid():
-            with pytest.raises(FolderError, match="is at work there"), held(tmp_path):
+            with pytest.raises(FolderError, match="is at work there"), lock_folder(tmp_path):
                 pass
         else:
-            with held(tmp_path):
+            with lock_folder(tmp_path):
                 pass
 
 

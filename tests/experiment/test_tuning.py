@@ -14,7 +14,6 @@ import pytest
 
 import cilnorm
 from cilnorm.experiment import runner
-from cilnorm.experiment.guard import Interrupted, Interruptions
 from cilnorm.experiment.trials import Means
 from cilnorm.experiment.tuning import Trial, finished_accuracy, tuned
 from cilnorm.registry import Registry
@@ -22,6 +21,7 @@ from cilnorm.results.comparison import gather
 from cilnorm.results.reading import read_result
 from cilnorm.results.report import report
 from cilnorm.spec import Spec, SpecError, read_spec
+from cilnorm.storage.interruptions import Interrupted, Interruptions
 from cilnorm.storage.run_folder import RunFolder
 from tests.experiment.test_runner import bits
 

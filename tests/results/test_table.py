@@ -22,12 +22,12 @@ from typer.testing import CliRunner
 from cilnorm import registry as registries
 from cilnorm.cli.app import app
 from cilnorm.cli.board import Board
-from cilnorm.experiment.guard import BUSY, held
 from cilnorm.experiment.runner import run
 from cilnorm.registry import Registry, load
 from cilnorm.results.published import METRICS
 from cilnorm.results.table import Entry, best, to_csv, to_latex, to_markdown, verdicts
 from cilnorm.spec import Spec, read_spec
+from cilnorm.storage.lock import BUSY, lock_folder
 from cilnorm.sweep import workers
 from cilnorm.sweep.jobs import Job, progress
 from tests import fake
@@ -223,7 +223,7 @@ def test_a_busy_job_is_waited_for_after_the_others_and_never_failed(
         each.prepare(registry)
     told: list[tuple[str, str]] = []
     lock = ExitStack()
-    lock.enter_context(held(job.folder))
+    lock.enter_context(lock_folder(job.folder))
 
     def watch(each: Job, what: str) -> None:
         if what != "running":
@@ -254,7 +254,7 @@ def test_what_others_finished_meanwhile_is_not_done_again(
             lock.close()
 
     lock = ExitStack()
-    lock.enter_context(held(job.folder))
+    lock.enter_context(lock_folder(job.folder))
     monkeypatch.setattr(workers, "command", lambda *_: pytest.fail("it is done"))
     workers.work([job], 1, [], watch)
     assert told == ["busy", "ended"]

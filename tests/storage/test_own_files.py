@@ -16,15 +16,15 @@ from typer.testing import CliRunner
 
 from cilnorm.cli import app as cli
 from cilnorm.experiment import runner
-from cilnorm.experiment.guard import held
 from cilnorm.experiment.runner import resume, run
+from cilnorm.files import open_plain, read_plain, write_atomically
 from cilnorm.registry import Registry
 from cilnorm.results.export import export
 from cilnorm.spec import Settings, Spec, SpecError, resolve, to_yaml
 from cilnorm.storage.checkpoint import CheckpointError
+from cilnorm.storage.lock import lock_folder
 from cilnorm.storage.own_files import survey
 from cilnorm.storage.run_folder import LOCK, FolderError, RunFolder
-from cilnorm.storage.safe_files import open_plain, read_plain, write_atomically
 from tests.conftest import TINY
 from tests.experiment.test_runner import CPU, bits
 
@@ -222,13 +222,13 @@ def test_hard_links_are_parted_before_they_are_written(folder: Path, registry: R
 
 def test_two_paths_to_one_folder(folder: Path, tmp_path: Path) -> None:
     os.symlink(folder, tmp_path / "alias")
-    with held(folder), pytest.raises(FolderError, match="is at work there"), held(tmp_path / "alias"):
+    with lock_folder(folder), pytest.raises(FolderError, match="is at work there"), lock_folder(tmp_path / "alias"):
         pass
 
 
 def test_a_lock_whose_number_belongs_to_another_process_by_now(tmp_path: Path) -> None:
     (tmp_path / LOCK).write_text(json.dumps({"pid": os.getppid(), "host": socket.gethostname()}))
-    with held(tmp_path):
+    with lock_folder(tmp_path):
         assert json.loads((tmp_path / LOCK).read_text())["pid"] == os.getpid()
 
 
@@ -420,7 +420,7 @@ def test_a_clock_that_goes_back(folder: Path, whole: Path, registry: Registry, m
 
 
 def test_messages_name_the_file_and_not_its_temporary_name(tmp_path: Path) -> None:
-    from cilnorm.storage.safe_files import in_words
+    from cilnorm.files import in_words
 
     with pytest.raises(OSError) as caught:
         write_atomically(tmp_path / "none" / "summary.json", "")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cilnorm.storage.safe_files import write_atomically
+from cilnorm.files import write_atomically
 
 
 @pytest.mark.parametrize("content", ["naïve\n", b"\x00\xff", ""])

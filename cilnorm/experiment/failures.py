@@ -1,0 +1,88 @@
+"""What stops a run is written down: where it stood, and why, in words that name the way out."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import torch
+
+from cilnorm.files import in_words
+from cilnorm.registry import text_of
+from cilnorm.spec import Spec
+from cilnorm.storage.checkpoint import State
+from cilnorm.storage.event_log import Teller
+from cilnorm.storage.interruptions import Interrupted
+from cilnorm.storage.run_folder import FolderError, RunFolder
+from cilnorm.training.engine import NonFiniteLoss
+from cilnorm.training.protocol import NoBatch
+
+__all__ = ["FolderGone", "RunStopped", "record_failure"]
+
+
+class RunStopped(RuntimeError):
+    """A run could not go on; what was done is kept, and the message says where it stood.
+
+    Attributes:
+        cause: where it stood and why, in one line, without the folder.
+    """
+
+    def __init__(self, cause: str, folder: Path) -> None:
+        super().__init__(f"{cause}; what was done is in {folder}")
+        self.cause = cause
+
+
+class FolderGone(RunStopped):
+    """The run's folder was moved or removed while it was at work."""
+
+    def __init__(self, cause: str) -> None:
+        RuntimeError.__init__(self, cause)
+        self.cause = cause
+
+
+@contextmanager
+def record_failure(spec: Spec, state: State, folder: RunFolder, tell: Teller, doing: str = "") -> Iterator[None]:
+    """Says of whatever stops the run in here where and why, in its summary, if the disk still takes it.
+
+    Args:
+        doing: where the run stands, if that is before its first task.
+
+    Raises:
+        RunStopped, Interrupted: in place of what was foreseen, and of what a plugin raises to end the process,
+            SystemExit say; other errors go on, with a note.
+    """
+    try:
+        yield
+    except BaseException as error:
+        where, reason = doing or f"task {state.task + 1}, epoch {state.epoch + 1}", _cause(error, spec)
+        try:
+            folder.check_place()
+        except FolderError as gone:  # whatever it was that failed, this is why, and there is no place to say it
+            raise FolderGone(f"{where}: {gone}") from error
+        told = {"where": where, "reason": reason or text_of(error)}
+        stopped = isinstance(error, KeyboardInterrupt)
+        with suppress(OSError):
+            folder.write_summary("interrupted" if stopped else "failed", state.matrix, state.by_head, **told)
+            folder.log({"event": "stopped", **told, "seconds": round(tell.seconds, 3)})
+        if isinstance(error, KeyboardInterrupt):
+            number = error.number if isinstance(error, Interrupted) else signal.SIGINT
+            raise Interrupted(number, f"interrupted at {where}; `cilnorm resume {folder.path}` goes on") from error
+        if reason or not isinstance(error, Exception):
+            raise RunStopped(f"{where}: {told['reason']}", folder.path) from error
+        error.add_note(f"at {where}; what was done is in {folder.path}")
+        raise
+
+
+def _cause(error: BaseException, spec: Spec) -> str:
+    """Why a run stopped, in one line that names the way out; empty for an error that nobody foresaw."""
+    current, past = spec.rows
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(error):
+        where = "GPU memory" if isinstance(error, torch.OutOfMemoryError) else "memory"
+        return f"out of {where}: take fewer --rows ({current}:{past} now), a lower precision or a smaller backbone"
+    if isinstance(error, OSError):
+        return in_words(error)
+    if isinstance(error, RunStopped):  # a trial
+        return error.cause
+    return str(error) if isinstance(error, (NonFiniteLoss, NoBatch)) else ""
