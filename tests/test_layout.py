@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from cilnorm import cli, runner
 from cilnorm.checkpoint import CheckpointError
 from cilnorm.export import export
+from cilnorm.figures import draw_figures
 from cilnorm.files import open_plain, read_plain, write_atomically
 from cilnorm.folder import LOCK, FolderError, RunFolder
 from cilnorm.guard import held
@@ -108,6 +109,24 @@ def test_overwrite_replaces_all_that_a_run_and_its_loggers_wrote(
     RunFolder.create(tmp_path, tiny(), overwrite=True, also=registry.logger_files)
     left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}
     assert left == {"spec.yaml", "lock", "checkpoints", "figures"}
+
+
+def test_a_run_and_its_probe_leave_own_names_alone(folder: Path, registry: Registry) -> None:
+    from cilnorm.loggers import Loggers
+    from cilnorm.probe import bn_bias
+
+    with Loggers(["csv", "tensorboard"], registry) as logging:
+        resume(folder, registry=registry, watch=[logging], **CPU)
+    bn_bias(folder, epochs=0, device="cpu", registry=registry)
+    found = survey(folder, registry.logger_files)
+    assert found.others == ()
+    assert {"figures/matrix.pdf", "probes/bn-bias.pdf"} <= set(found.own)
+
+
+def test_figures_make_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        draw_figures(tmp_path / "gone" / "figures", [[1.0]], "title")
+    assert not (tmp_path / "gone").exists()
 
 
 def test_many_names_take_a_line(tiny: Tiny, tmp_path: Path) -> None:
