@@ -61,10 +61,12 @@ class Spec:
         classifier: whose predictions fill the accuracy matrix: the method's own ``head``, or ``nme``, the nearest mean
             of exemplars. With ``nme`` the head is scored too, and log and summary have that under ``by_head``.
         train_per_class: use only so many training images of a class; None for all.
-        precision, engine: see ``cilnorm.training.precision`` and ``cilnorm.training.fast_engines``; the engine decides the time alone.
+        precision, engine: see ``cilnorm.training.precision`` and ``cilnorm.training.fast_engines``; the engine
+            decides the time alone.
         seed: of everything random.
         class_order: None: ``seed`` draws it, as in the released code; a seed of its own (1993: the permutation that
-            much of the field uses); or the data set's labels in the order of learning. See ``cilnorm.settings.class_order``.
+            much of the field uses); or the data set's labels in the order of learning.
+            See ``cilnorm.settings.class_order``.
     """
 
     method: str
@@ -120,7 +122,7 @@ class Spec:
 
 @dataclass(frozen=True)
 class Settings:
-    """registry.yaml, read: values by preset, what a paper's method changes with it, and grids of `cilnorm.sweep.grid`."""
+    """registry.yaml, read: values by preset, what a paper's method changes with it, and grids (`cilnorm.sweep.grid`)."""
 
     presets: Mapping[str, Options]
     methods: Mapping[str, Mapping[str, Options]]

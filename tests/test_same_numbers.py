@@ -1,6 +1,6 @@
 """A short run of every method against what it gave before: moving code must move no number.
 
-``python -m tests.test_same_numbers`` writes ``assets/same_numbers.json`` anew, after a change that means to change them.
+``python -m tests.test_same_numbers`` writes ``assets/same_numbers.json`` anew, after a change that is meant to.
 On the processor and torch that wrote it every bit must be the same; elsewhere sums are rounded in another order.
 """
 

@@ -81,9 +81,8 @@ def choose(means: Means, folder: RunFolder, spec: Spec, do: Callable[[Means, Run
         return accuracy
 
     folder.reopen(0, ())
-    with record_failure(
-        spec, State(), folder, Teller(folder, ()), f"the choice of {spec.norm}'s {' and '.join(names)}"
-    ):
+    doing = f"the choice of {spec.norm}'s {' and '.join(names)}"
+    with record_failure(spec, State(), folder, Teller(folder, ()), doing):
         folder.write_summary("running", ())
         chosen, trials = tuned(spec, registry, score)
         folder.write_tuning(trials)

@@ -75,6 +75,7 @@ def draw(results: Sequence[RunResult], folder: Path) -> list[Path]:
     Raises:
         OSError: they can't be written.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     groups = {label: [run for run in members if run.matrix] for label, members in by_label(results).items()}
     groups = {label: members for label, members in groups.items() if members}
     paths = []

@@ -137,12 +137,11 @@ def _plain(axes: Axes) -> None:
 def save(
     figure: Figure, folder: Path, name: str, formats: Sequence[str] = ("png", "svg", "pdf"), dpi: int = 200
 ) -> list[Path]:
-    """Writes a figure in several formats; returns their paths.
+    """Writes a figure in several formats into a folder that is there; returns their paths.
 
     Raises:
         OSError: it can't be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for kind in formats:
         buffer = io.BytesIO()

@@ -109,7 +109,7 @@ def _owner(path: Path) -> dict[str, Any] | None:
 
 
 def busy(folder: Path) -> FolderBusy | None:
-    """What ``lock_folder`` would raise because another process is at work in the folder; nothing is taken or changed."""
+    """What ``lock_folder`` would raise because another process is at work in the folder; changes nothing."""
     path = folder / LOCK
     owner = _owner(path)
     if owner and owner["host"] != socket.gethostname():

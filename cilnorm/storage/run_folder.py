@@ -2,7 +2,8 @@
 
 ``spec.yaml`` repeats the run, ``environment.json`` says what it ran on, ``events.jsonl`` what happened,
 ``accuracy.csv`` is the accuracy matrix, ``confusion.csv`` says which tasks are taken for which, ``summary.json``
-has the state and the metrics; ``checkpoints/`` and ``figures/`` hold those. ``cilnorm.storage.own_files`` lists the names.
+has the state and the metrics; ``checkpoints/`` and ``figures/`` hold those.
+``cilnorm.storage.own_files`` lists the names.
 """
 
 from __future__ import annotations

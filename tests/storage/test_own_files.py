@@ -22,6 +22,7 @@ from cilnorm.registry import Registry
 from cilnorm.results.export import export
 from cilnorm.spec import Settings, Spec, SpecError, resolve, to_yaml
 from cilnorm.storage.checkpoint import CheckpointError
+from cilnorm.storage.figures import draw_figures
 from cilnorm.storage.lock import lock_folder
 from cilnorm.storage.own_files import survey
 from cilnorm.storage.run_folder import LOCK, FolderError, RunFolder
@@ -109,6 +110,24 @@ def test_overwrite_replaces_all_that_a_run_and_its_loggers_wrote(
     RunFolder.create(tmp_path, tiny(), overwrite=True, also=registry.logger_files)
     left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}
     assert left == {"spec.yaml", "lock", "checkpoints", "figures"}
+
+
+def test_a_run_and_its_probe_leave_own_names_alone(folder: Path, registry: Registry) -> None:
+    from cilnorm.loggers import Loggers
+    from cilnorm.probe import bn_bias
+
+    with Loggers(["csv", "tensorboard"], registry) as logging:
+        resume(folder, registry=registry, watch=[logging], **CPU)
+    bn_bias(folder, epochs=0, device="cpu", registry=registry)
+    found = survey(folder, registry.logger_files)
+    assert found.others == ()
+    assert {"figures/matrix.pdf", "probes/bn-bias.pdf"} <= set(found.own)
+
+
+def test_figures_make_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        draw_figures(tmp_path / "gone" / "figures", [[1.0]], "title")
+    assert not (tmp_path / "gone").exists()
 
 
 def test_many_names_take_a_line(tiny: Tiny, tmp_path: Path) -> None:
