@@ -122,7 +122,7 @@ class Spec:
 
 @dataclass(frozen=True)
 class Settings:
-    """registry.yaml, read: values by preset, what a paper's method changes with it, and grids (`cilnorm.sweep.grid`)."""
+    """registry.yaml, read: values by preset, what a paper's method changes with it, and grids."""
 
     presets: Mapping[str, Options]
     methods: Mapping[str, Mapping[str, Options]]
