@@ -57,22 +57,22 @@ def ours(root: Path | None, norm: str, backbone: str, engine: EngineName, precis
 
     from cilnorm.batch import Composition
     from cilnorm.method import Phase
-    from cilnorm.training.batches import feed
+    from cilnorm.training.batches import draw_batches
+    from cilnorm.training.epoch_plan import RowSource, plan_epoch
     from cilnorm.training.fast_engines import engine_class
-    from cilnorm.training.protocol import Part, plan_epoch
     from cilnorm.training.randomness import generator
 
     spec, parts, memory = stream(root, norm, backbone)
     task = parts.stream.tasks[-1]
     kind = engine_class(engine, torch.device("cpu"))
     made = kind(parts.net, parts.method, task, Phase(), spec.schedule, None, precision=precision)
-    sources = [Part(parts.stream.train(task), CURRENT, "current"), Part(memory, PAST, "past")]
+    sources = [RowSource(parts.stream.train(task), CURRENT, "current"), RowSource(memory, PAST, "past")]
 
     def endless() -> Iterator[None]:
         for epoch in range(10**6):
             made.start_epoch(epoch % spec.schedule.epochs)
             plan = plan_epoch(sources, Composition(CURRENT, PAST, task.index), spec.protocol, 0, (9, 0), epoch)
-            yield from made.epoch(feed(plan, parts.train, parts.stream.targets, generator(0, "views", epoch)))
+            yield from made.epoch(draw_batches(plan, parts.train, parts.stream.targets, generator(0, "views", epoch)))
             made.finish_epoch()
 
     steps = endless()

@@ -40,11 +40,11 @@ from cilnorm.experiment.assembly import assemble
 from cilnorm.experiment.runner import run
 from cilnorm.method import Phase
 from cilnorm.spec import Spec, resolve
-from cilnorm.training.batches import Feed, feed
+from cilnorm.training.batches import EpochBatches, draw_batches
 from cilnorm.training.engine import Engine
+from cilnorm.training.epoch_plan import RowSource, plan_epoch
 from cilnorm.training.fast_engines import CaptureRefused, engine_class
-from cilnorm.training.precision import products
-from cilnorm.training.protocol import Part, plan_epoch
+from cilnorm.training.precision import matmul_precision
 from cilnorm.training.randomness import generator
 
 EPOCHS = 160  # of the paper's protocol, for the extrapolation
@@ -99,13 +99,13 @@ class Cell:
         method, schedule = self.parts.method, self.spec.schedule
         return made(net, method, task, Phase(), schedule, self.past, 0, precision)  # type: ignore[arg-type]
 
-    def epoch(self, number: int, most_steps: int) -> Feed:
+    def epoch(self, number: int, most_steps: int) -> EpochBatches:
         """An epoch as the runner lays it out, cut to so many steps."""
         task, (current, past) = self.parts.stream.tasks[-1], self.spec.rows
-        sources = [Part(self.parts.stream.train(task), current, "current"), Part(self.memory, past, "past")]
+        sources = [RowSource(self.parts.stream.train(task), current, "current"), RowSource(self.memory, past, "past")]
         plan = plan_epoch(sources, Composition(current, past, task.index), self.spec.protocol, 0, (9, 0), number)
         plan = replace(plan, indices=plan.indices[:most_steps], draws=plan.draws[:most_steps])
-        return feed(plan, self.parts.train, self.parts.stream.targets, generator(0, "views", number))
+        return draw_batches(plan, self.parts.train, self.parts.stream.targets, generator(0, "views", number))
 
 
 def cell(size: Size, method: str, norm: str) -> Cell:
@@ -119,9 +119,9 @@ def cell(size: Size, method: str, norm: str) -> Cell:
     before = Composition(sum(spec.rows), 0, earlier[-1].index)
     indices = parts.stream.train(earlier[-1])[: before.rows]
     plan = plan_epoch(
-        [Part(indices, len(indices), "seen")], replace(before, current=len(indices)), spec.protocol, 0, (8, 0), 0
+        [RowSource(indices, len(indices), "seen")], replace(before, current=len(indices)), spec.protocol, 0, (8, 0), 0
     )
-    seen = feed(plan, parts.train, parts.stream.targets, generator(0, "views"))
+    seen = draw_batches(plan, parts.train, parts.stream.targets, generator(0, "views"))
     past = parts.method.remember(parts.net, earlier[-1], lambda: seen)
     parts.net.head.grow(last.new)
     parts.net.to(parts.device)
@@ -180,7 +180,7 @@ def steps_table(size: Size) -> dict[str, Any]:
                 for precision in size.precisions:
                     for name in size.engines:
                         label = f"{method} {norm} {name} {precision}"
-                        with failing(found, label), products(precision):  # type: ignore[arg-type]
+                        with failing(found, label), matmul_precision(precision):  # type: ignore[arg-type]
                             found[label] = timed(size, here.engine(name, precision), here)
                         print(f"  {label:28} {told(found[label])}", flush=True)
     return found
@@ -254,7 +254,7 @@ def ten_tasks(size: Size, epochs: int, engine: str = "auto") -> dict[str, Any]:
 def work(size: Size, norm: str, together: Barrier, results: Any) -> None:
     """One of several processes: steps for some seconds, all at once; answers with steps a second."""
     torch.set_num_threads(1)
-    with products("tf32"), failing_where_refused():
+    with matmul_precision("tf32"), failing_where_refused():
         here = cell(size, "ft", norm)
         made = here.engine("auto", "tf32" if size.device == "cuda" else "fp32")
         made.start_epoch(0)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cilnorm import registry
+    from cilnorm.api import Launch, compare, report, run_seeds, table
     from cilnorm.batch import Composition, CompositionWarning, set_composition
     from cilnorm.cli.progress import Display
     from cilnorm.experiment.runner import resume, run
@@ -24,15 +25,20 @@ __all__ = [
     "Composition",
     "CompositionWarning",
     "Display",
+    "Launch",
     "Spec",
+    "compare",
     "convert_norms",
     "norm_act_factory",
     "norm_factory",
     "registry",
+    "report",
     "resolve",
     "resume",
     "run",
+    "run_seeds",
     "set_composition",
+    "table",
 ]
 
 _HOMES = {
@@ -47,6 +53,11 @@ _HOMES = {
     "Display": "cli.progress",
     "run": "experiment.runner",
     "resume": "experiment.runner",
+    "Launch": "api",
+    "compare": "api",
+    "report": "api",
+    "run_seeds": "api",
+    "table": "api",
 }
 
 

@@ -40,6 +40,11 @@ class Composition:
         if self.past and not self.task:
             raise ValueError(f"past rows in the first task: {self}")
 
+    @classmethod
+    def of_one_kind(cls, rows: int, task: int) -> Composition:
+        """A batch without a cut between current and past rows: of the first task, or balanced over all classes."""
+        return cls(rows, 0, task)
+
     @property
     def rows(self) -> int:
         """Rows of the whole batch."""

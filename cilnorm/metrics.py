@@ -6,12 +6,25 @@ u > t play no part.
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["as_matrix", "average_per_task", "forgetting_per_task", "summarise"]
+__all__ = [
+    "METRICS",
+    "TABULATED",
+    "as_matrix",
+    "average_per_task",
+    "forgetting_per_task",
+    "mean_and_deviation",
+    "mean_text",
+    "summarise",
+]
+
+METRICS = ("A_f", "A_a", "F", "forgetting", "A_l", "BWT")  # what ``summarise`` returns
+TABULATED = ("A_f", "A_a", "F", "A_l")  # what the tables of Cha et al. print, and ours
 
 
 def as_matrix(rows: Sequence[Sequence[float]]) -> NDArray[np.float64]:
@@ -62,3 +75,14 @@ def summarise(matrix: ArrayLike) -> dict[str, float]:
         "A_l": float(learned.mean()),
         "BWT": float((lower[-1] - learned)[:-1].sum() / old),
     }
+
+
+def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and sample standard deviation; None for the latter with fewer than two values."""
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
+
+
+def mean_text(values: Sequence[float], plus_minus: str = " ± ") -> str:
+    """``38.21 ± 0.40``; without a deviation where there is one value."""
+    mean, deviation = mean_and_deviation(values)
+    return f"{mean:.2f}" if deviation is None else f"{mean:.2f}{plus_minus}{deviation:.2f}"

@@ -29,7 +29,7 @@ __all__ = [
     "Registry",
     "Shelf",
     "UnknownName",
-    "contained",
+    "contain_exit",
     "last_line",
     "load",
     "nearest",
@@ -280,7 +280,7 @@ def _patience(candidate: _Candidate) -> Iterator[None]:
 
 
 @contextmanager
-def contained(what: str) -> Iterator[None]:
+def contain_exit(what: str) -> Iterator[None]:
     """Turns what a plugin raises to end the process, SystemExit say, into an error like any other; Ctrl-C stays.
 
     Raises:

@@ -43,7 +43,7 @@ __all__ = [
 
 Options = Mapping[str, Any]
 SECTIONS: dict[str, type] = {"augmentation": Augmentation, "schedule": Schedule, "protocol": Protocol}
-PARTS = ("method", "norm", "backbone", "dataset")
+COMPONENTS = ("method", "norm", "backbone", "dataset")
 
 
 @dataclass(frozen=True)
@@ -221,16 +221,16 @@ def from_mapping(values: Options, registry: Registry, settings: Settings | None,
     """
     values, asked = renamed(values), renamed(asked)
     _known("field of a spec", values, [f.name for f in fields(Spec)])
-    names = {part: asked.get(part, values.get(part)) for part in PARTS}
+    names = {part: asked.get(part, values.get(part)) for part in COMPONENTS}
     records = {part: _record(registry, part, name) for part, name in names.items()}
-    others = [part for part in PARTS if part in values and _record(registry, part, values[part]) != records[part]]
+    others = [part for part in COMPONENTS if part in values and _record(registry, part, values[part]) != records[part]]
     values = {key: value for key, value in values.items() if key.removesuffix("_options") not in others}
     space = _space(records, registry)
     flat = _flatten(values, space, records["method"])
     if settings:
         own = settings.methods.get(records["method"].name, {}).get(str(values.get("preset")), {})
         flat |= {space.address(key, "method."): value for key, value in own.items()}
-    wanted = {key: value for key, value in asked.items() if key not in PARTS}
+    wanted = {key: value for key, value in asked.items() if key not in COMPONENTS}
     if isinstance(wanted.get("protocol"), str):
         flat |= _protocol(wanted.pop("protocol"), records["method"])
     wanted = {space.address(key): value for key, value in wanted.items()}
@@ -254,7 +254,7 @@ def _record(registry: Registry, part: str, name: object) -> Record:
 def _space(records: Mapping[str, Record], registry: Registry) -> Space:
     """Every key that these records admit, dotted, with its type."""
     hints = typing.get_type_hints(Spec)
-    nested = {*SECTIONS, *PARTS, *(f"{part}_options" for part in PARTS)}
+    nested = {*SECTIONS, *COMPONENTS, *(f"{part}_options" for part in COMPONENTS)}
     types = {key: hint for key, hint in hints.items() if key not in nested}
     for section, made in SECTIONS.items():
         types |= {f"{section}.{key}": hint for key, hint in typing.get_type_hints(made).items()}
@@ -267,11 +267,11 @@ def _flatten(values: Options, space: Space, method: Record) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in values.items():
         section = key.removesuffix("_options")
-        if key in PARTS:
+        if key in COMPONENTS:
             continue
         if key == "protocol" and isinstance(value, str):
             flat |= _protocol(value, method)
-        elif key in SECTIONS or section in PARTS:
+        elif key in SECTIONS or section in COMPONENTS:
             if not isinstance(value, Mapping):
                 raise SpecError(f"{key}: expected names with values, found {value!r:.80}")
             flat |= {space.address(f"{section}.{inner}"): given for inner, given in value.items()}
@@ -302,13 +302,13 @@ def _scaled_milestones(flat: Options, epochs: object) -> dict[str, Any]:
 def _build(flat: Options, records: Mapping[str, Record]) -> Spec:
     within = {
         section: {key.partition(".")[2]: value for key, value in flat.items() if key.startswith(f"{section}.")}
-        for section in (*SECTIONS, *PARTS)
+        for section in (*SECTIONS, *COMPONENTS)
     }
     try:
         method: Method = records["method"].build(**within["method"])
         values: dict[str, Any] = {key: value for key, value in flat.items() if "." not in key}
         values |= {part: record.name for part, record in records.items()}
-        values |= {f"{part}_options": within[part] for part in PARTS}
+        values |= {f"{part}_options": within[part] for part in COMPONENTS}
         values |= {section: made(**within[section]) for section, made in SECTIONS.items()}
         return Spec(**{**values, "method_options": dataclasses.asdict(method)})
     except (TypeError, ValueError) as error:

@@ -12,8 +12,8 @@ import typer
 
 from cilnorm.cli.care import commands as care
 from cilnorm.cli.output import lasting_output
-from cilnorm.cli.several import commands, run_seeds
 from cilnorm.cli.show import commands as showing
+from cilnorm.cli.sweeps_and_results import commands, run_seeds
 from cilnorm.cli.terminal import complain, guarded, loaded, make_printable, print_table, settings_of
 
 if TYPE_CHECKING:
@@ -123,8 +123,8 @@ def run_command(
             _rehearse(chosen, out, seeds, logger or [], where)
             return
         if seeds:
-            flags = _flags(device, data_root, logger, checkpoint_every, deterministic)
-            run_seeds(chosen, seeds, workers, out, flags)
+            flags = _flags(logger, checkpoint_every, deterministic)
+            run_seeds(chosen, seeds, (workers, device, data_root, flags), out)
             return
         from cilnorm.experiment.runner import run
 
@@ -216,7 +216,7 @@ def _rehearse(spec: Spec, out: Path | None, seeds: str | None, loggers: list[str
     """Refuses what a run would refuse, and prints the spec."""
     from dataclasses import replace
 
-    from cilnorm.cli.several import seed_list
+    from cilnorm.cli.sweeps_and_results import seed_list
     from cilnorm.experiment.loggers import Loggers
     from cilnorm.experiment.trials import rehearse
     from cilnorm.spec import to_yaml
@@ -227,13 +227,10 @@ def _rehearse(spec: Spec, out: Path | None, seeds: str | None, loggers: list[str
     print(to_yaml(spec), end="")
 
 
-def _flags(
-    device: str, data_root: Path | None, loggers: list[str] | None, checkpoint_every: str | None, deterministic: bool
-) -> list[str]:
+def _flags(loggers: list[str] | None, checkpoint_every: str | None, deterministic: bool) -> list[str]:
     """The same options once more, for a process of its own."""
-    from cilnorm.sweep.workers import options
 
-    flags = [*options(device, data_root), *(f"--logger={name}" for name in loggers or ())]
+    flags = [f"--logger={name}" for name in loggers or ()]
     flags += ["--checkpoint-every", checkpoint_every] if checkpoint_every else []
     return [*flags, "--deterministic"] if deterministic else flags
 

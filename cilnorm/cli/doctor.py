@@ -13,7 +13,7 @@ import torch
 
 from cilnorm.files import write_atomically
 from cilnorm.hookspecs import Dataset
-from cilnorm.registry import Registry, contained
+from cilnorm.registry import Registry, contain_exit
 from cilnorm.storage.environment import describe
 
 __all__ = ["Finding", "examine"]
@@ -49,7 +49,7 @@ def examine(registry: Registry, data_root: Path | None = None, out: Path = Path(
         if norm.check is not None:
             began = time.perf_counter()
             try:
-                with contained("its check"):
+                with contain_exit("its check"):
                     norm.check()
             except Exception as error:  # whatever a stranger's check runs into
                 yield Finding(f"norm {norm.name}", f"differs from its reference: {_line(error)}", False)
@@ -60,7 +60,7 @@ def examine(registry: Registry, data_root: Path | None = None, out: Path = Path(
 def _dataset(record: Dataset, root: Path | None) -> Finding:
     name = f"data set {record.name}"
     try:
-        with contained("it"):
+        with contain_exit("it"):
             if record.found is None or not record.found(root):
                 return Finding(name, "not here; it is fetched or made when it is first used")
             images = record.build(root)

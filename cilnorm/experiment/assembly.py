@@ -13,7 +13,7 @@ from cilnorm.batch import CompositionAware, CompositionWarning
 from cilnorm.images import ImageSet
 from cilnorm.method import Method
 from cilnorm.network import Network
-from cilnorm.registry import Registry, contained
+from cilnorm.registry import Registry, contain_exit
 from cilnorm.spec import Spec, SpecError
 from cilnorm.training.fast_engines import engine_class
 from cilnorm.training.pixels import Augmentation, Pixels
@@ -82,20 +82,20 @@ def assemble(spec: Spec, registry: Registry, device: torch.device, data_root: Pa
     Warns:
         CompositionWarning: the norm wants to know what batches are made of, and no layer of the network listens.
     """
-    with contained(f"the data set {spec.dataset}"):
+    with contain_exit(f"the data set {spec.dataset}"):
         images = registry.datasets[spec.dataset].build(data_root, **spec.dataset_options)
     if spec.classes is not None and spec.classes > images.classes:
         raise SpecError(f"{spec.dataset} has {images.classes} classes, not {spec.classes}")
     order = _order(spec, images.classes)[: spec.classes]
     if spec.memory < len(order):
         raise SpecError(f"a memory of {spec.memory} can't hold one exemplar of each of {len(order)} classes")
-    with contained(f"the method {spec.method}"):
+    with contain_exit(f"the method {spec.method}"):
         method: Method = registry.methods[spec.method].build(**spec.method_options)
     try:
         engine_class(spec.engine, device)
         sizes = task_sizes(len(order), spec.tasks)
         norm = partial(registry.norms[spec.norm].build, **spec.norm_options)
-        with initial_weights(spec.seed), contained(f"the network {spec.backbone} with {spec.norm}"):
+        with initial_weights(spec.seed), contain_exit(f"the network {spec.backbone} with {spec.norm}"):
             build = registry.backbones[spec.backbone].build
             backbone = build(norm, signed_embedding=method.signed_embedding, **spec.backbone_options)
             net = Network(backbone, method.head(backbone.dim)).to(device).to(memory_format=torch.channels_last)

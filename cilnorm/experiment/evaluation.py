@@ -14,7 +14,7 @@ from cilnorm.network import Network
 from cilnorm.spec import Spec
 from cilnorm.training.pixels import Pixels
 
-__all__ = ["accuracies", "class_means", "embed", "held_out_loss", "predict", "scored"]
+__all__ = ["class_means", "embed", "held_out_loss", "measure_accuracy", "predict", "scored_images"]
 
 EVALUATION_ROWS = 256
 
@@ -74,14 +74,14 @@ def held_out_loss(net: Network, pixels: Pixels, indices: Tensor, targets: Tensor
     return float(F.cross_entropy(logits, targets))
 
 
-def scored(spec: Spec, indices: Tensor) -> Tensor:
+def scored_images(spec: Spec, indices: Tensor) -> Tensor:
     """The images that count; the released code's loaders drop a last short batch, kept here where there is no other."""
     rows = sum(spec.rows)
     whole = len(indices) // rows * rows
     return indices[:whole] if spec.protocol.test_images == "full" and whole else indices
 
 
-def accuracies(
+def measure_accuracy(
     spec: Spec, parts: Assembly, task: Task, means: Tensor | None = None
 ) -> tuple[list[float], list[list[int]]]:
     """Percent of each seen task's test or held-out images that get the right class, see ``predict``.
@@ -95,7 +95,7 @@ def accuracies(
         images, pixels, targets = stream.validation, parts.train, stream.targets
     ends = torch.tensor([seen.seen for seen in stream.tasks[: task.index + 1]])
     for seen in stream.tasks[: task.index + 1]:
-        indices = scored(spec, images(seen))
+        indices = scored_images(spec, images(seen))
         predicted = predict(parts.net, pixels, indices, means).cpu()
         percent.append(100 * int((predicted == targets[indices]).sum()) / len(indices))
         given = torch.bucketize(predicted, ends, right=True)

@@ -12,12 +12,13 @@ import torch
 from cilnorm.files import in_words
 from cilnorm.registry import text_of
 from cilnorm.spec import Spec
-from cilnorm.storage.checkpoint import State
-from cilnorm.storage.event_log import Teller
+from cilnorm.storage.checkpoint import RunState
+from cilnorm.storage.event_log import EventLog
+from cilnorm.storage.events import RunHalted
 from cilnorm.storage.interruptions import Interrupted
 from cilnorm.storage.run_folder import FolderError, RunFolder
 from cilnorm.training.engine import NonFiniteLoss
-from cilnorm.training.protocol import NoBatch
+from cilnorm.training.epoch_plan import NoBatch
 
 __all__ = ["FolderGone", "RunStopped", "record_failure"]
 
@@ -43,7 +44,7 @@ class FolderGone(RunStopped):
 
 
 @contextmanager
-def record_failure(spec: Spec, state: State, folder: RunFolder, tell: Teller, doing: str = "") -> Iterator[None]:
+def record_failure(spec: Spec, state: RunState, folder: RunFolder, tell: EventLog, doing: str = "") -> Iterator[None]:
     """Says of whatever stops the run in here where and why, in its summary, if the disk still takes it.
 
     Args:
@@ -61,16 +62,18 @@ def record_failure(spec: Spec, state: State, folder: RunFolder, tell: Teller, do
             folder.check_place()
         except FolderError as gone:  # whatever it was that failed, this is why, and there is no place to say it
             raise FolderGone(f"{where}: {gone}") from error
-        told = {"where": where, "reason": reason or text_of(error)}
+        halted = RunHalted(where, reason or text_of(error))
         stopped = isinstance(error, KeyboardInterrupt)
         with suppress(OSError):
-            folder.write_summary("interrupted" if stopped else "failed", state.matrix, state.by_head, **told)
-            folder.log({"event": "stopped", **told, "seconds": round(tell.seconds, 3)})
+            kind = "interrupted" if stopped else "failed"
+            folder.write_summary(kind, state.matrix, state.by_head, where=where, reason=halted.reason)
+        with suppress(Exception):  # a full disk, or a watcher that raises: what stopped the run is what is reported
+            tell(halted)
         if isinstance(error, KeyboardInterrupt):
             number = error.number if isinstance(error, Interrupted) else signal.SIGINT
             raise Interrupted(number, f"interrupted at {where}; `cilnorm resume {folder.path}` goes on") from error
         if reason or not isinstance(error, Exception):
-            raise RunStopped(f"{where}: {told['reason']}", folder.path) from error
+            raise RunStopped(f"{where}: {halted.reason}", folder.path) from error
         error.add_note(f"at {where}; what was done is in {folder.path}")
         raise
 

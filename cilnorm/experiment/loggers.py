@@ -14,11 +14,12 @@ from types import TracebackType
 from typing import Any
 
 from cilnorm.registry import Registry, UnknownName, last_line
+from cilnorm.storage.events import Event
 from cilnorm.values import SpecError
 
 __all__ = ["Loggers"]
 
-IN_THE_LOG = ("run", "task", "epoch", "accuracy", "warning", "finished")
+IN_THE_LOG = {kind.kind for kind in Event.__subclasses__() if kind.logged}
 
 
 class Loggers:

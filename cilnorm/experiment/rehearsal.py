@@ -7,21 +7,21 @@ from pathlib import Path
 
 import torch
 
-from cilnorm.batch import Composition, Task
+from cilnorm.batch import Task
 from cilnorm.experiment.assembly import Assembly, assemble
 from cilnorm.method import Phase
 from cilnorm.registry import Registry
 from cilnorm.spec import Spec, SpecError
 from cilnorm.storage.run_folder import FolderError
+from cilnorm.training.epoch_plan import NoBatch, draw_pool, phase_sources, plan_epoch
 from cilnorm.training.memory import per_class
-from cilnorm.training.protocol import NoBatch, Part, plan_epoch
 
-__all__ = ["assembled", "check_batches", "check_place"]
+__all__ = ["assemble_checked", "check_batches", "check_place"]
 
 FEW = 1024  # rows that fit everywhere; up to there a batch may hold an image more than once
 
 
-def assembled(spec: Spec, registry: Registry, device: torch.device, data_root: Path | None) -> Assembly:
+def assemble_checked(spec: Spec, registry: Registry, device: torch.device, data_root: Path | None) -> Assembly:
     """The parts of a run, every batch of which can be made.
 
     Raises:
@@ -42,33 +42,25 @@ def check_batches(spec: Spec, parts: Assembly) -> None:
     images = int((stream.targets >= 0).sum())
     if rows > max(images, FEW):
         raise SpecError(f"rows {spec.rows[0]}:{spec.rows[1]}: a batch of {rows} rows, but {images} training images")
-    held: list[int] = []  # exemplars of each class
+    stored: list[int] = []  # exemplars of each class
     for task in stream.tasks[: spec.stop_after]:
         budget = per_class(spec.memory, task.seen, spec.protocol.budget)
         new = [len(members) for members in stream.by_class(task)]
-        after = [min(budget, count) for count in (*held, *new)]
+        after = [min(budget, count) for count in (*stored, *new)]
         for phase in parts.method.phases(task):
             try:
-                _check_phase(spec, parts, task, phase, (sum(new), sum(held), sum(after)))
+                _check_phase(spec, parts, task, phase, (sum(new), sum(stored), sum(after)))
             except (NoBatch, ValueError) as error:
                 raise SpecError(f"task {task.index + 1}, phase {phase.name}: {error}") from error
-        held = after
+        stored = after
 
 
 def _check_phase(spec: Spec, parts: Assembly, task: Task, phase: Phase, images: tuple[int, int, int]) -> None:
     """``images``: of the task, in the memory before it, and in the memory after it."""
-    current, past, after = images
-    rows = sum(spec.rows)
-    union = past * (spec.protocol.current_rows == "union")
-    pool = {"balanced": after, "even": past + min(current, past), "doubled": current + 2 * past}.get(
-        phase.rows, current + union
-    )
-    sources, composition = [(pool, rows)], Composition(rows, 0, task.index)
-    if phase.rows in ("mixed", "doubled") and task.index:
-        sources = [(pool, spec.rows[0]), (past, spec.rows[1])]
-        composition = Composition(*spec.rows, task.index)
-    counted = [Part(torch.arange(size), wanted, str(at)) for at, (size, wanted) in enumerate(sources)]
-    plan_epoch(counted, composition, spec.protocol, spec.seed, (task.index, 0), 0)
+    current, past, after = (torch.arange(count) for count in images)
+    pool = after if phase.rows == "balanced" else draw_pool(phase.rows, current, past, spec.protocol, torch.Generator())
+    sources, composition = phase_sources(phase.rows, pool, past, spec.rows, task.index)
+    plan_epoch(sources, composition, spec.protocol, spec.seed, (task.index, 0), 0)
     parts.net.observe(composition)
 
 

@@ -15,24 +15,26 @@ from torch import Tensor
 from cilnorm import registry as registries
 from cilnorm.batch import Composition, Task
 from cilnorm.experiment.assembly import Assembly, pick_device
-from cilnorm.experiment.evaluation import accuracies, class_means, embed, held_out_loss, scored
+from cilnorm.experiment.evaluation import class_means, embed, held_out_loss, measure_accuracy, scored_images
 from cilnorm.experiment.failures import RunStopped, record_failure
-from cilnorm.experiment.trials import Means, answered, choose, first_parts
+from cilnorm.experiment.trials import RunContext, assemble_first, choose_by_trials, is_begun
 from cilnorm.method import Phase
 from cilnorm.registry import Registry
-from cilnorm.spec import Spec, to_mapping
-from cilnorm.storage.checkpoint import Checkpoints, State
-from cilnorm.storage.event_log import Teller, Watcher
+from cilnorm.spec import Spec
+from cilnorm.storage.checkpoint import Checkpoints, RunState
+from cilnorm.storage.event_log import EventLog, Watcher
+from cilnorm.storage.events import AccuracyMeasured, EpochEnded, RunBegan, RunEnded, StepTaken, TaskBegan, Warned
 from cilnorm.storage.figures import draw_figures
 from cilnorm.storage.interruptions import Interruptions
 from cilnorm.storage.lock import lock_folder
 from cilnorm.storage.run_folder import RunFolder, default_folder
-from cilnorm.training.batches import Feed, feed
+from cilnorm.training.batches import EpochBatches, draw_batches
 from cilnorm.training.engine import Engine
+from cilnorm.training.epoch_plan import EpochPlan, RowSource, draw_pool, phase_sources, plan_epoch
 from cilnorm.training.fast_engines import engine_class
 from cilnorm.training.memory import Memory, per_class
-from cilnorm.training.precision import Precision, chosen_precision, products
-from cilnorm.training.protocol import Part, Plan, Protocol, plan_epoch
+from cilnorm.training.precision import Precision, choose_precision, matmul_precision
+from cilnorm.training.protocol import Protocol
 from cilnorm.training.randomness import generator, initial_weights
 
 __all__ = ["Result", "RunStopped", "resume", "run"]
@@ -83,16 +85,16 @@ def run(
     """
     registry = registry or registries.load()
     path = Path(out) if out else default_folder(spec)
-    means = Means(registry, pick_device(device), data_root, watch, Interruptions(checkpoint_every))
-    if not (go_on and answered(path, spec, registry)):
+    context = RunContext(registry, pick_device(device), data_root, watch, Interruptions(checkpoint_every))
+    if not (go_on and is_begun(path, spec, registry)):
         if not go_on:  # else another process may be about to begin it
             RunFolder.check(path, overwrite, registry.logger_files)
-        parts = first_parts(means, spec)
-        with lock_folder(path), means.stops:
-            if not (go_on and answered(path, spec, registry)):  # another process may have begun it meanwhile
+        parts = assemble_first(context, spec)
+        with lock_folder(path), context.stops:
+            if not (go_on and is_begun(path, spec, registry)):  # another process may have begun it meanwhile
                 folder = RunFolder.create(path, spec, overwrite, registry.logger_files)
-                return _whole(means, folder, spec, parts)
-    return _resume(means, path)
+                return _whole(context, folder, spec, parts)
+    return _resume(context, path)
 
 
 def resume(
@@ -111,32 +113,32 @@ def resume(
     """
     registry = registry or registries.load()
     RunFolder.require(Path(folder))  # nothing is made where no run is
-    means = Means(registry, pick_device(device), data_root, watch, Interruptions(checkpoint_every))
-    return _resume(means, Path(folder))
+    context = RunContext(registry, pick_device(device), data_root, watch, Interruptions(checkpoint_every))
+    return _resume(context, Path(folder))
 
 
-def _resume(means: Means, path: Path) -> Result:
-    with lock_folder(path), means.stops:
+def _resume(context: RunContext, path: Path) -> Result:
+    with lock_folder(path), context.stops:
         folder = RunFolder(path)
-        return _whole(means, folder, folder.read_spec(means.registry))
+        return _whole(context, folder, folder.read_spec(context.registry))
 
 
-def _whole(means: Means, folder: RunFolder, spec: Spec, parts: Assembly | None = None) -> Result:
+def _whole(context: RunContext, folder: RunFolder, spec: Spec, parts: Assembly | None = None) -> Result:
     """Whatever is still to be done of a run: options that are to be chosen, and all that comes after the checkpoint."""
-    chosen = choose(means, folder, spec, _rest)
-    return _rest(means, folder, chosen, parts or means.assemble(chosen))
+    chosen = choose_by_trials(context, folder, spec, _rest)
+    return _rest(context, folder, chosen, parts or context.assemble(chosen))
 
 
-def _rest(means: Means, folder: RunFolder, spec: Spec, parts: Assembly) -> Result:
+def _rest(context: RunContext, folder: RunFolder, spec: Spec, parts: Assembly) -> Result:
     """All that comes after the last checkpoint; the whole run where there is none."""
     state, warning = _checkpoints(spec, parts, folder).read(parts.net, parts.stream.tasks)
     folder.reopen(state.logged, state.matrix)
-    tell = Teller(folder, means.watch, state.seconds)
+    tell = EventLog(folder, context.watch, state.seconds)
     if warning:
-        tell("warning", text=warning)
-    run = _Run(spec, parts, state, folder, tell, means.stops)
-    with products(_precision(run)):
-        return _learn(run, means.registry)
+        tell(Warned(warning))
+    run = _Run(spec, parts, state, folder, tell, context.stops)
+    with matmul_precision(_precision(run)):
+        return _learn(run, context.registry)
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,33 +147,24 @@ class _Run:
 
     spec: Spec
     parts: Assembly
-    state: State
+    state: RunState
     folder: RunFolder
-    tell: Teller
+    tell: EventLog
     stops: Interruptions
 
 
 def _learn(run: _Run, registry: Registry) -> Result:
     """Task after task: grow, train phase after phase, remember, choose exemplars, evaluate."""
     spec, parts, state, folder, tell = run.spec, run.parts, run.state, run.folder, run.tell
-    names = {name: getattr(spec, name) for name in ("method", "norm", "backbone", "dataset", "preset", "seed")}
     with record_failure(spec, state, folder, tell):
         changed = folder.write_environment(registry, parts.device, parts.images, parts.order)
         if state.task < (spec.stop_after or spec.tasks):  # who reads the summary of a finished run finds it finished
             folder.write_summary("running", state.matrix, state.by_head)
-        tell(
-            "run",
-            folder=str(folder.path),
-            tasks=spec.stop_after or spec.tasks,
-            notice=parts.images.notice,
-            steps=state.steps,
-            matrix=list(state.matrix),
-            **names,
-        )
+        tell(_began(run))
         if changed:
-            tell("warning", text=f"going on in another environment, which may change the numbers: {'; '.join(changed)}")
+            tell(Warned(f"going on in another environment, which may change the numbers: {'; '.join(changed)}"))
         for task in parts.stream.tasks[state.task : spec.stop_after]:
-            tell("task", task=task.index + 1, classes=task.new, seen=task.seen, memory=len(state.memory))
+            tell(TaskBegan(task.index + 1, task.new, task.seen, len(state.memory)))
             if not state.midway:
                 _grow(run, task)
             for phase in parts.method.phases(task)[state.phase :]:
@@ -179,9 +172,9 @@ def _learn(run: _Run, registry: Registry) -> Result:
                 state.phase, state.epoch, state.best, state.pool, state.optimizer = state.phase + 1, 0, None, None, None
             state.past = parts.method.remember(parts.net, task, partial(_seen_batches, run, task))
             state.memory = _memory_with(run, task)
-            scores = _evaluate(run, task)
+            accuracy, by_head = _evaluate(run, task)
             state.task, state.phase = task.index + 1, 0
-            tell("accuracy", task=task.index + 1, **scores, memory=len(state.memory))
+            tell(AccuracyMeasured(task.index + 1, accuracy, by_head, len(state.memory)))
             folder.write_accuracy(state.matrix)
             folder.write_summary("running", state.matrix, state.by_head)
             _save(run)
@@ -189,8 +182,25 @@ def _learn(run: _Run, registry: Registry) -> Result:
         draw_figures(folder.path / "figures", state.matrix, title)
         facts = {"steps": state.steps, "seconds": round(tell.seconds, 2)}
         summary = folder.write_summary("finished", state.matrix, state.by_head, **facts)
-    tell("finished", **summary)
+    tell(RunEnded(summary))
     return Result(folder.path, state.matrix, summary)
+
+
+def _began(run: _Run) -> RunBegan:
+    spec = run.spec
+    return RunBegan(
+        folder=str(run.folder.path),
+        tasks=spec.stop_after or spec.tasks,
+        notice=run.parts.images.notice,
+        steps=run.state.steps,
+        matrix=list(run.state.matrix),
+        method=spec.method,
+        norm=spec.norm,
+        backbone=spec.backbone,
+        dataset=spec.dataset,
+        preset=spec.preset,
+        seed=spec.seed,
+    )
 
 
 def _train(run: _Run, task: Task, phase: Phase) -> None:
@@ -209,7 +219,7 @@ def _train(run: _Run, task: Task, phase: Phase) -> None:
         with run.stops.between_steps():
             batches = _feed(run, plan, (task.index, state.phase, epoch))
             for step, _ in enumerate(engine.epoch(batches, state.step), state.step + 1):
-                run.tell.step(step, plan.steps, epoch, schedule.epochs)
+                run.tell(StepTaken(step, plan.steps, epoch + 1, schedule.epochs))
                 if run.stops.due and step < plan.steps:
                     engine.finish_epoch()  # raises rather than save a network that is lost
                     state.step, state.sums = step, engine.sums
@@ -217,15 +227,15 @@ def _train(run: _Run, task: Task, phase: Phase) -> None:
             terms = engine.finish_epoch()
             state.epoch, state.step, state.sums, state.steps = epoch + 1, 0, {}, state.steps + plan.steps
             state.best = _best(run, task)
-            where = {"task": task.index + 1, "phase": phase.name, "epoch": epoch + 1, "of": schedule.epochs}
-            run.tell("epoch", **where, lr=schedule.rate(epoch), steps=plan.steps, terms=terms)
+            where = (task.index + 1, phase.name, epoch + 1, schedule.epochs)
+            run.tell(EpochEnded(*where, schedule.rate(epoch), plan.steps, terms))
             _save(run, engine)
     if state.best is not None:
         net.load_state_dict(state.best[1])
 
 
 def _precision(run: _Run) -> Precision:
-    return chosen_precision(run.spec.precision, run.parts.device)
+    return choose_precision(run.spec.precision, run.parts.device)
 
 
 def _save(run: _Run, engine: Engine | None = None) -> None:
@@ -237,7 +247,7 @@ def _save(run: _Run, engine: Engine | None = None) -> None:
 
 def _checkpoints(spec: Spec, parts: Assembly, folder: RunFolder) -> Checkpoints:
     """Those of this spec and these images."""
-    return Checkpoints(folder.checkpoints, {"spec": spec.key, "images": parts.images.digest}, to_mapping(spec))
+    return Checkpoints.of(folder.checkpoints, spec, parts.images.digest)
 
 
 def _grow(run: _Run, task: Task) -> None:
@@ -251,43 +261,34 @@ def _grow(run: _Run, task: Task) -> None:
 
 def _pool(run: _Run, task: Task, phase: Phase) -> Tensor:
     """The images that a phase's first rows are drawn from, as ``Phase.rows`` says."""
+    spec, state = run.spec, run.state
     if phase.rows == "balanced":
         return _memory_with(run, task).indices
-    spec, state = run.spec, run.state
-    current, stored = run.parts.stream.train(task), state.memory.indices
-    if phase.rows == "even":
-        order = torch.randperm(len(current), generator=generator(spec.seed, "even", task.index, state.phase))
-        return torch.cat([stored, current[order[: len(stored)]]])
-    times = 2 if phase.rows == "doubled" else int(spec.protocol.current_rows == "union")
-    return torch.cat([current, *[stored] * times])
+    stream = generator(spec.seed, "even", task.index, state.phase)
+    return draw_pool(phase.rows, run.parts.stream.train(task), state.memory.indices, spec.protocol, stream)
 
 
-def _plan(run: _Run, task: Task, phase: Phase, epoch: int) -> Plan:
-    """The epoch's batches: current rows beside past ones, or, where there is no such cut, rows of one kind."""
+def _plan(run: _Run, task: Task, phase: Phase, epoch: int) -> EpochPlan:
+    """The epoch's rows."""
     spec, state = run.spec, run.state
     assert state.pool is not None
-    rows = sum(spec.rows)
-    sources, composition = [Part(state.pool, rows, phase.rows)], Composition(rows, 0, task.index)
-    if phase.rows in ("mixed", "doubled") and task.index:
-        current, past = spec.rows
-        sources = [Part(state.pool, current, "current"), Part(state.memory.indices, past, "past")]
-        composition = Composition(current, past, task.index)
+    sources, composition = phase_sources(phase.rows, state.pool, state.memory.indices, spec.rows, task.index)
     return plan_epoch(sources, composition, spec.protocol, spec.seed, (task.index, state.phase), epoch)
 
 
-def _feed(run: _Run, plan: Plan, position: tuple[int, ...]) -> Feed:
+def _feed(run: _Run, plan: EpochPlan, position: tuple[int, ...]) -> EpochBatches:
     """The plan's batches; ``position`` names the epoch's stream of augmentation."""
     stream = generator(run.spec.seed, "augmentation", *position)
-    return feed(plan, run.parts.train, run.parts.stream.targets, stream)
+    return draw_batches(plan, run.parts.train, run.parts.stream.targets, stream)
 
 
-def _seen_batches(run: _Run, task: Task) -> Feed:
+def _seen_batches(run: _Run, task: Task) -> EpochBatches:
     """One pass over all that the task was trained on, current and remembered, for methods that measure something."""
     spec, state = run.spec, run.state
     pool = torch.cat([run.parts.stream.train(task), state.memory.indices])
     rows = sum(spec.rows)
-    composition, position = Composition(rows, 0, task.index), (task.index, state.phase)
-    plan = plan_epoch([Part(pool, rows, "seen")], composition, Protocol(), spec.seed, position, 0)
+    composition, position = Composition.of_one_kind(rows, task.index), (task.index, state.phase)
+    plan = plan_epoch([RowSource(pool, rows, "seen")], composition, Protocol(), spec.seed, position, 0)
     return _feed(run, plan, (*position, 0))
 
 
@@ -303,19 +304,18 @@ def _memory_with(run: _Run, task: Task) -> Memory:
     )
 
 
-def _evaluate(run: _Run, task: Task) -> dict[str, list[float]]:
+def _evaluate(run: _Run, task: Task) -> tuple[list[float], list[float] | None]:
     """Adds the task's row to the matrix, and the head's to its own where it does not fill the matrix; returns both."""
     state, parts = run.state, run.parts
-    by_head, confusion = accuracies(run.spec, parts, task)
-    scores = {"accuracy": by_head}
+    accuracy, confusion = measure_accuracy(run.spec, parts, task)
+    by_head = None
     if run.spec.classifier == "nme":
-        means = class_means(parts.net, parts.train, state.memory.exemplars)
-        accuracy, confusion = accuracies(run.spec, parts, task, means)
+        by_head, means = accuracy, class_means(parts.net, parts.train, state.memory.exemplars)
+        accuracy, confusion = measure_accuracy(run.spec, parts, task, means)
         state.by_head.append(by_head)
-        scores = {"accuracy": accuracy, "by_head": by_head}
-    state.matrix.append(scores["accuracy"])
+    state.matrix.append(accuracy)
     run.folder.write_confusion(confusion)
-    return scores
+    return accuracy, by_head
 
 
 def _best(run: _Run, task: Task) -> tuple[float, dict[str, Tensor]] | None:
@@ -323,7 +323,7 @@ def _best(run: _Run, task: Task) -> tuple[float, dict[str, Tensor]] | None:
     parts, best = run.parts, run.state.best
     if run.spec.protocol.keep == "last":
         return None
-    indices = scored(run.spec, parts.stream.validation(task))
+    indices = scored_images(run.spec, parts.stream.validation(task))
     loss = held_out_loss(parts.net, parts.train, indices, parts.stream.targets[indices].to(parts.device))
     loss = math.inf if math.isnan(loss) else loss
     if best is not None and best[0] <= loss:

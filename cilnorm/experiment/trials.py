@@ -12,21 +12,29 @@ import torch
 from cilnorm import registry as registries
 from cilnorm.experiment.assembly import Assembly, pick_device
 from cilnorm.experiment.failures import record_failure
-from cilnorm.experiment.rehearsal import assembled, check_place
-from cilnorm.experiment.tuning import answers, candidates, finished_accuracy, open_options, trial_folder, tuned
+from cilnorm.experiment.rehearsal import assemble_checked, check_place
+from cilnorm.experiment.tuning import (
+    asks_the_same,
+    candidates,
+    choose_options,
+    finished_accuracy,
+    open_options,
+    trial_folder,
+)
 from cilnorm.registry import Registry
 from cilnorm.spec import Spec, SpecError
-from cilnorm.storage.checkpoint import State
-from cilnorm.storage.event_log import Teller, Watcher
+from cilnorm.storage.checkpoint import RunState
+from cilnorm.storage.event_log import EventLog, Watcher
+from cilnorm.storage.events import TrialEnded
 from cilnorm.storage.interruptions import Interruptions
 from cilnorm.storage.own_files import survey
 from cilnorm.storage.run_folder import FolderError, RunFolder, default_folder
 
-__all__ = ["Means", "answered", "choose", "first_parts", "rehearse"]
+__all__ = ["RunContext", "assemble_first", "choose_by_trials", "is_begun", "rehearse"]
 
 
 @dataclass(frozen=True, eq=False)
-class Means:
+class RunContext:
     """What a run is done with, whatever it computes."""
 
     registry: Registry
@@ -37,34 +45,36 @@ class Means:
 
     def assemble(self, spec: Spec) -> Assembly:
         """The parts of a run of this spec; see ``cilnorm.experiment.rehearsal``."""
-        return assembled(spec, self.registry, self.device, self.data_root)
+        return assemble_checked(spec, self.registry, self.device, self.data_root)
 
 
-def first_parts(means: Means, spec: Spec) -> Assembly | None:
+def assemble_first(context: RunContext, spec: Spec) -> Assembly | None:
     """The parts of a run, before anything is written; None of one whose norm is still to be chosen among some.
 
     Raises:
         SpecError, DatasetError: it can't be run, whatever is chosen.
     """
     refused: SpecError | None = None
-    for option in open_options(spec, means.registry)[:1]:
-        for _, trial in candidates(spec, option, means.registry):
+    for option in open_options(spec, context.registry)[:1]:
+        for _, trial in candidates(spec, option, context.registry):
             try:
-                means.assemble(trial)
+                context.assemble(trial)
                 return None
             except SpecError as error:
                 refused = error
         raise SpecError(f"no value of {spec.norm}'s {option} fits {spec.backbone}: {refused}")
-    return means.assemble(spec)
+    return context.assemble(spec)
 
 
-def choose(means: Means, folder: RunFolder, spec: Spec, do: Callable[[Means, RunFolder, Spec, Assembly], Any]) -> Spec:
+def choose_by_trials(
+    context: RunContext, folder: RunFolder, spec: Spec, do: Callable[[RunContext, RunFolder, Spec, Assembly], Any]
+) -> Spec:
     """The spec with the options chosen that are to be chosen on held-out images, by short runs in ``trials/``.
 
     Args:
-        do: does what is left of a run with these means, in this folder, with these parts; returns its result.
+        do: does what is left of a run with this context, in this folder, with these parts; returns its result.
     """
-    registry = means.registry
+    registry = context.registry
     names = open_options(spec, registry)
     if not names:
         return spec
@@ -73,18 +83,18 @@ def choose(means: Means, folder: RunFolder, spec: Spec, do: Callable[[Means, Run
         path = trial_folder(folder.path, trial, registry)
         accuracy = finished_accuracy(path)
         if accuracy is None:
-            parts = means.assemble(trial)
+            parts = context.assemble(trial)
             home = RunFolder(path) if RunFolder.holds_a_run(path) else RunFolder.create(path, trial)
-            accuracy = float(do(replace(means, watch=()), home, trial, parts).summary["A_f"])
-        for watcher in means.watch:
-            watcher({"event": "trial", "options": dict(trial.norm_options), "accuracy": accuracy})
+            accuracy = float(do(replace(context, watch=()), home, trial, parts).summary["A_f"])
+        for watcher in context.watch:
+            watcher(TrialEnded(dict(trial.norm_options), accuracy).as_dict())
         return accuracy
 
     folder.reopen(0, ())
     doing = f"the choice of {spec.norm}'s {' and '.join(names)}"
-    with record_failure(spec, State(), folder, Teller(folder, ()), doing):
+    with record_failure(spec, RunState(), folder, EventLog(folder, ()), doing):
         folder.write_summary("running", ())
-        chosen, trials = tuned(spec, registry, score)
+        chosen, trials = choose_options(spec, registry, score)
         folder.write_tuning(trials)
         folder.write_spec(chosen)  # from here on the trials are not asked any more
     for name in survey(folder.path).own:
@@ -93,7 +103,7 @@ def choose(means: Means, folder: RunFolder, spec: Spec, do: Callable[[Means, Run
     return chosen
 
 
-def answered(path: Path, spec: Spec, registry: Registry) -> bool:
+def is_begun(path: Path, spec: Spec, registry: Registry) -> bool:
     """Whether a run of this spec is there already.
 
     Raises:
@@ -101,7 +111,7 @@ def answered(path: Path, spec: Spec, registry: Registry) -> bool:
     """
     if not RunFolder.holds_a_run(path):
         return False
-    if not answers(RunFolder(path).read_spec(registry), spec, registry):
+    if not asks_the_same(RunFolder(path).read_spec(registry), spec, registry):
         raise FolderError(RunFolder.taken(path, "a run of another spec", registry.logger_files))
     return True
 
@@ -125,9 +135,9 @@ def rehearse(
     """
     registry = registry or registries.load()
     path = Path(out) if out else default_folder(spec)
-    means = Means(registry, pick_device(device), data_root, (), Interruptions())
-    if not (go_on and answered(path, spec, registry)):
+    context = RunContext(registry, pick_device(device), data_root, (), Interruptions())
+    if not (go_on and is_begun(path, spec, registry)):
         if not go_on:
             RunFolder.check(path, overwrite)
         check_place(path)
-    first_parts(means, spec)
+    assemble_first(context, spec)

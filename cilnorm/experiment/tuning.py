@@ -19,7 +19,15 @@ from pathlib import Path
 from cilnorm.registry import Registry
 from cilnorm.spec import Spec, SpecError
 
-__all__ = ["Trial", "answers", "candidates", "finished_accuracy", "open_options", "trial_folder", "tuned"]
+__all__ = [
+    "Trial",
+    "asks_the_same",
+    "candidates",
+    "choose_options",
+    "finished_accuracy",
+    "open_options",
+    "trial_folder",
+]
 
 TASKS = 2
 HELD_OUT = 0.1
@@ -34,7 +42,7 @@ class Trial:
     accuracy: float | None
 
 
-def tuned(spec: Spec, registry: Registry, score: Callable[[Spec], float]) -> tuple[Spec, list[Trial]]:
+def choose_options(spec: Spec, registry: Registry, score: Callable[[Spec], float]) -> tuple[Spec, list[Trial]]:
     """The spec with every open option of its norm chosen, and the trials that chose them.
 
     Args:
@@ -97,7 +105,7 @@ def _trials(spec: Spec, option: str, registry: Registry, score: Callable[[Spec],
             yield Trial(option, value, accuracy)
 
 
-def answers(run: Spec, asked: Spec, registry: Registry) -> bool:
+def asks_the_same(run: Spec, asked: Spec, registry: Registry) -> bool:
     """Whether a run of spec ``run`` is what was asked for, options that were chosen for it being left out."""
     chosen = [option for option in registry.norms[asked.norm].tune if option not in asked.norm_options]
     options = {name: value for name, value in run.norm_options.items() if name not in chosen}

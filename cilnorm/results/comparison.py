@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cilnorm.metrics import METRICS, mean_and_deviation, mean_text
 from cilnorm.results.reading import RunResult, differing, read_result
-from cilnorm.results.table import spread
 from cilnorm.storage.run_folder import FolderError
 
-__all__ = ["Comparison", "compare", "gather", "parting", "sentence"]
+__all__ = ["Comparison", "compare", "first_difference", "gather", "sentence"]
 
-METRICS = ("A_f", "A_a", "F", "forgetting", "A_l")
 FEW = 5  # pairs below which a test says little
 
 
@@ -45,7 +44,7 @@ def _is_run(folder: Path) -> bool:
 # To the bit
 
 
-def parting(one: RunResult, other: RunResult) -> str:
+def first_difference(one: RunResult, other: RunResult) -> str:
     """Where two runs first part: in their spec, a loss, an accuracy or a weight; empty if they are equal to the bit.
 
     Raises:
@@ -111,12 +110,12 @@ def _bits(tensor: Any) -> Any:
 
 
 def _weights(folder: Path) -> dict[str, Any]:
-    from cilnorm.storage.tensor_file import Damaged, unsealed
+    from cilnorm.storage.tensor_file import DamagedFile, read_tensor_file
 
     path = folder / "checkpoints" / "last.pt"
     try:
-        weights: dict[str, Any] = unsealed(path)["net"]
-    except (Damaged, OSError, KeyError) as error:
+        weights: dict[str, Any] = read_tensor_file(path)["net"]
+    except (DamagedFile, OSError, KeyError) as error:
         raise FolderError(f"{path}: can't be read: {getattr(error, 'strerror', None) or error}") from error
     return weights
 
@@ -181,7 +180,7 @@ def _tested(
 ) -> Comparison:
     from scipy import stats
 
-    apart = spread(other)[0] - spread(one)[0]
+    apart = mean_and_deviation(other)[0] - mean_and_deviation(one)[0]
     differences = [b - a for a, b in zip(one, other, strict=True)] if paired else []
     enough = len(differences) > 1 if paired else min(len(one), len(other)) > 1
     varies = enough and (_deviation(differences) > 1e-9 if paired else _pooled(one, other) > 1e-9)
@@ -195,7 +194,7 @@ def _tested(
 
 
 def _deviation(values: Sequence[float]) -> float:
-    return spread(values)[1] or 0.0
+    return mean_and_deviation(values)[1] or 0.0
 
 
 def _pooled(one: Sequence[float], other: Sequence[float]) -> float:
@@ -225,8 +224,7 @@ def sentence(found: Comparison, one: str, other: str) -> str:
 
 
 def _value(values: Sequence[float]) -> str:
-    mean, deviation = spread(values)
-    return f"{mean:.2f} %" if deviation is None else f"{mean:.2f} ± {deviation:.2f} %"
+    return f"{mean_text(values)} %"
 
 
 def _p(p: float) -> str:

@@ -31,7 +31,7 @@ from torch.nn import functional as F
 from cilnorm import registry as registries
 from cilnorm.batch import Composition, Task, set_composition
 from cilnorm.experiment.assembly import Assembly, assemble, pick_device
-from cilnorm.experiment.evaluation import accuracies
+from cilnorm.experiment.evaluation import measure_accuracy
 from cilnorm.files import write_atomically
 from cilnorm.network import Network
 from cilnorm.registry import Registry
@@ -39,8 +39,9 @@ from cilnorm.spec import Spec
 from cilnorm.storage.checkpoint import Checkpoints
 from cilnorm.storage.figures import COLOURS, save
 from cilnorm.storage.run_folder import FolderError, RunFolder
-from cilnorm.training.batches import Feed, feed
-from cilnorm.training.protocol import Part, Protocol, plan_epoch
+from cilnorm.training.batches import EpochBatches, draw_batches
+from cilnorm.training.epoch_plan import RowSource, plan_epoch
+from cilnorm.training.protocol import Protocol
 from cilnorm.training.randomness import generator
 
 if TYPE_CHECKING:
@@ -101,18 +102,18 @@ def bn_bias(
         raise FolderError(f"can't write {out}: {error.strerror or error}; give --out another folder") from error
     parts = assemble(spec, registry, pick_device(device), data_root)
     tasks = parts.stream.tasks[: spec.stop_after]
-    saved = Checkpoints(RunFolder(folder).checkpoints, {"spec": spec.key, "images": parts.images.digest})
+    saved = Checkpoints.of(RunFolder(folder).checkpoints, spec, parts.images.digest)
     if saved.read(parts.net, parts.stream.tasks, only_look=True)[0].task < len(tasks):
         raise FolderError(f"{folder} is not finished; `cilnorm resume {folder}` goes on")
     lr = spec.schedule.lr / 10 if lr is None else lr
     work = _Work(spec, replace(parts, net=parts.net.eval()), tasks, registry)
-    accuracy = {"before": accuracies(spec, parts, tasks[-1])[0]}
+    accuracy = {"before": measure_accuracy(spec, parts, tasks[-1])[0]}
     tell(_line("before", accuracy["before"]))
     for variant in VARIANTS:
         if variant != "affine" and not work.keeps_averages:
             continue
         net = work.retuned(variant, epochs, lr)
-        accuracy[variant] = accuracies(spec, replace(parts, net=net), tasks[-1])[0]
+        accuracy[variant] = measure_accuracy(spec, replace(parts, net=net), tasks[-1])[0]
         tell(_line(variant, accuracy[variant]))
     layers = work.layers() if work.keeps_averages else []
     settings = {"epochs": epochs, "lr": lr, "momentum": spec.schedule.momentum, "norm": spec.norm, "seed": spec.seed}
@@ -207,16 +208,16 @@ class _Work:
 
     def _observe(self, net: nn.Module) -> None:
         """Rows of every task in one batch have no cut between current and past ones."""
-        composition = Composition(sum(self.spec.rows), 0, self.tasks[-1].index)
+        composition = Composition.of_one_kind(sum(self.spec.rows), self.tasks[-1].index)
         set_composition(net, composition, expect_listeners=False)
 
-    def _batches(self, pool: Tensor, name: str, epoch: int) -> Feed:
+    def _batches(self, pool: Tensor, name: str, epoch: int) -> EpochBatches:
         """One pass, augmented as in training."""
         spec, parts, rows = self.spec, self.parts, sum(self.spec.rows)
-        composition = Composition(rows, 0, self.tasks[-1].index)
-        plan = plan_epoch([Part(pool, rows, f"probe {name}")], composition, Protocol(), spec.seed, (0, 0), epoch)
+        composition = Composition.of_one_kind(rows, self.tasks[-1].index)
+        plan = plan_epoch([RowSource(pool, rows, f"probe {name}")], composition, Protocol(), spec.seed, (0, 0), epoch)
         stream = generator(spec.seed, f"probe {name} augmentation", epoch)
-        return feed(plan, parts.train, parts.stream.targets, stream)
+        return draw_batches(plan, parts.train, parts.stream.targets, stream)
 
 
 def norm_layers(net: nn.Module, spec: Spec, registry: Registry) -> dict[str, nn.Module]:

@@ -16,14 +16,14 @@ from typing import Any
 import yaml
 
 from cilnorm import registry as registries
+from cilnorm.metrics import TABULATED
 from cilnorm.registry import Registry
 from cilnorm.settings.options import option_defaults
-from cilnorm.spec import PARTS, Spec, from_mapping, to_mapping
+from cilnorm.spec import COMPONENTS, Spec, from_mapping, to_mapping
 from cilnorm.training.protocol import Protocol
 
-__all__ = ["METRICS", "Reference", "published"]
+__all__ = ["Reference", "published"]
 
-METRICS = ("A_f", "A_a", "F", "A_l")
 NO_CONDITION = {"preset", "seed", "precision", "engine", "method", "norm"}
 LISTED = 8  # differences that a note names
 
@@ -33,7 +33,7 @@ class Reference:
     """What a paper has to say about a run.
 
     Attributes:
-        values: of each of ``METRICS`` in percent; empty unless the run meets the paper's conditions.
+        values: of each of ``TABULATED`` in percent; empty unless the run meets the paper's conditions.
         note: why there are none, by the fields that differ; with values, which of their conditions are not known.
     """
 
@@ -58,7 +58,7 @@ def published(spec: Spec, method: str, norm: str, registry: Registry | None = No
             if differ:
                 return Reference(note="; ".join(differ))
             note = f"its {_listed(list(unknown))} can't be known" if unknown else ""
-            return Reference(dict(zip(METRICS, values, strict=True)), note)
+            return Reference(dict(zip(TABULATED, values, strict=True)), note)
     return Reference()
 
 
@@ -75,7 +75,7 @@ def _facts(spec: Spec, registry: Registry) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in to_mapping(spec).items():
         part = key.removesuffix("_options")
-        if part != key and part in PARTS:
+        if part != key and part in COMPONENTS:
             value = {**option_defaults(part, shelves[part][getattr(spec, part)]), **value}
         if isinstance(value, dict):
             found |= {f"{part}.{inner}": given for inner, given in value.items()}

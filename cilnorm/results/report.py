@@ -12,15 +12,13 @@ from typing import Any
 import numpy as np
 import yaml
 
-from cilnorm.metrics import as_matrix, average_per_task, forgetting_per_task
+from cilnorm.metrics import METRICS, as_matrix, average_per_task, forgetting_per_task, mean_text
 from cilnorm.results import charts
 from cilnorm.results.reading import RunResult, by_label, differing, flat
-from cilnorm.results.table import spread
 from cilnorm.storage.figures import PERCENT, bars_figure, curves_figure, matrix_figure, save
 
 __all__ = ["confused", "draw", "report"]
 
-METRICS = ("A_f", "A_a", "F", "forgetting", "A_l", "BWT")
 Groups = Mapping[str, Sequence[RunResult]]
 Chart = dict[str, Any]
 
@@ -235,8 +233,7 @@ def _group_table(groups: Groups) -> dict[str, Any]:
         done = [run.summary for run in members if run.summary.get("state") == "finished"]
         cells = []
         for metric in METRICS:
-            mean, deviation = spread([summary[metric] for summary in done]) if done else (None, None)
-            cells.append(_text(mean) + (f" ± {deviation:.2f}" if deviation is not None else ""))
+            cells.append(mean_text([summary[metric] for summary in done]) if done else _text(None))
         rows.append([label, len(done), *cells])
     return {"columns": ["mean ± sd", "seeds", *METRICS], "rows": rows}
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from cilnorm.results.published import METRICS
+from cilnorm.metrics import TABULATED, mean_and_deviation, mean_text
 from cilnorm.text import csv_cell, markdown, markdown_code, tex, tex_label
 
-__all__ = ["Entry", "best", "cell_text", "spread", "to_csv", "to_latex", "to_markdown", "verdicts"]
+__all__ = ["Entry", "best", "cell_text", "to_csv", "to_latex", "to_markdown", "verdicts"]
 
 CLOSE = 1.0  # points of accuracy within which a value counts as reproduced
 LOWER_IS_BETTER = ("F",)
@@ -19,11 +18,6 @@ RULE = (
     "Bold: the best norm of a method, where its mean differs from the next one's by more than the larger of their two "
     "standard deviations over seeds; with one seed there is none, and nothing is bold."
 )
-
-
-def spread(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean and sample standard deviation; None for the latter with fewer than two values."""
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
 @dataclass(frozen=True)
@@ -47,28 +41,28 @@ class Entry:
     @property
     def seeds(self) -> int:
         """How many seeds there are results of."""
-        return len(self.values[METRICS[0]])
+        return len(self.values[TABULATED[0]])
 
     def difference(self, metric: str) -> float | None:
         """Ours less the published one, in points."""
         if metric not in self.published or not self.seeds:
             return None
-        return spread(self.values[metric])[0] - self.published[metric]
+        return mean_and_deviation(self.values[metric])[0] - self.published[metric]
 
     def reproduced(self, metric: str) -> bool | None:
         """Whether ours is within one point of the published value, or within two standard deviations over seeds."""
         apart = self.difference(metric)
         if apart is None:
             return None
-        return abs(apart) <= max(CLOSE, 2 * (spread(self.values[metric])[1] or 0.0))
+        return abs(apart) <= max(CLOSE, 2 * (mean_and_deviation(self.values[metric])[1] or 0.0))
 
 
 def best(entries: Sequence[Entry]) -> set[tuple[str, str, str]]:
     """(method, norm, metric) of each method's best norm where it is clearly the best, see ``RULE``."""
     found = set()
-    for metric in METRICS:
+    for metric in TABULATED:
         for method in dict.fromkeys(entry.method for entry in entries):
-            group = [(*spread(e.values[metric]), e.norm) for e in entries if e.method == method and e.seeds]
+            group = [(*mean_and_deviation(e.values[metric]), e.norm) for e in entries if e.method == method and e.seeds]
             ranked = sorted(group, key=lambda each: each[0], reverse=metric not in LOWER_IS_BETTER)
             if len(ranked) < 2:
                 continue
@@ -80,10 +74,7 @@ def best(entries: Sequence[Entry]) -> set[tuple[str, str, str]]:
 
 def cell_text(entry: Entry, metric: str, plus_minus: str = " ± ") -> str:
     """``38.21 ± 0.40``; without a spread where there is one seed, a dash where there is none."""
-    if not entry.seeds:
-        return "–"
-    mean, deviation = spread(entry.values[metric])
-    return f"{mean:.2f}" if deviation is None else f"{mean:.2f}{plus_minus}{deviation:.2f}"
+    return mean_text(entry.values[metric], plus_minus) if entry.seeds else "–"
 
 
 def verdicts(entries: Iterable[Entry]) -> list[str]:
@@ -93,7 +84,7 @@ def verdicts(entries: Iterable[Entry]) -> list[str]:
         f"{entry.method} x {entry.norm}, seed {seed}: {reason}"
         for entry in entries for seed, reason in entry.missing.items()
     ]  # fmt: skip
-    compared = [(entry, metric, entry.reproduced(metric)) for entry in entries for metric in METRICS]
+    compared = [(entry, metric, entry.reproduced(metric)) for entry in entries for metric in TABULATED]
     known = [(entry, metric, held) for entry, metric, held in compared if held is not None]
     if known:
         held = sum(held for _, _, held in known)
@@ -138,11 +129,11 @@ def _beside(entry: Entry, metric: str) -> str:
 def to_markdown(entries: Sequence[Entry], title: str) -> str:
     """The table for a page of documentation; the clearly best of each method in bold, the published value below."""
     bold = best(entries)
-    lines = [f"# {markdown(title)}", "", "| method | norm | seeds | " + " | ".join(METRICS) + " |"]
-    lines.append("|---|---|--:|" + "--:|" * len(METRICS))
+    lines = [f"# {markdown(title)}", "", "| method | norm | seeds | " + " | ".join(TABULATED) + " |"]
+    lines.append("|---|---|--:|" + "--:|" * len(TABULATED))
     for entry in entries:
         cells = []
-        for metric in METRICS:
+        for metric in TABULATED:
             text = cell_text(entry, metric)
             text = f"**{text}**" if (entry.method, entry.norm, metric) in bold else text
             beside = _beside(entry, metric)
@@ -162,8 +153,8 @@ def to_csv(entries: Sequence[Entry]) -> str:
     columns = ["method", "norm", "metric", "seeds", "mean", "sd", "published", "difference", "reproduced", "values"]
     writer.writerow(columns)
     for entry in entries:
-        for metric in METRICS:
-            mean, deviation = spread(entry.values[metric]) if entry.seeds else (None, None)
+        for metric in TABULATED:
+            mean, deviation = mean_and_deviation(entry.values[metric]) if entry.seeds else (None, None)
             facts = [mean, deviation, entry.published.get(metric), entry.difference(metric)]
             held = {None: "", True: "yes", False: "no"}[entry.reproduced(metric)]
             numbers = ["" if fact is None else f"{fact:.4f}" for fact in facts]
@@ -176,9 +167,9 @@ def to_latex(entries: Sequence[Entry], caption: str, label: str) -> str:
     """A table for a paper: booktabs, the clearly best norm in bold, published values in columns of their own."""
     bold, compared = best(entries), _compared(entries)
     width = 3 if compared else 1
-    heads = [rf"\multicolumn{{{width}}}{{c}}{{{_tex_metric(metric)}}}" for metric in METRICS]
+    heads = [rf"\multicolumn{{{width}}}{{c}}{{{_tex_metric(metric)}}}" for metric in TABULATED]
     first = 3
-    rules = [rf"\cmidrule(lr){{{first + width * at}-{first + width * at + width - 1}}}" for at in range(len(METRICS))]
+    rules = [rf"\cmidrule(lr){{{first + width * at}-{first + width * at + width - 1}}}" for at in range(len(TABULATED))]
     lines = [
         r"% \usepackage{booktabs, graphicx, amssymb}",
         *(f"% {note}" for note in _notes(entries)),
@@ -188,20 +179,20 @@ def to_latex(entries: Sequence[Entry], caption: str, label: str) -> str:
         rf"  \caption{{{tex(caption)}}}",
         rf"  \label{{tab:{tex_label(label)}}}",
         r"  \resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
-        rf"  \begin{{tabular}}{{ll{'r' * width * len(METRICS)}}}",
+        rf"  \begin{{tabular}}{{ll{'r' * width * len(TABULATED)}}}",
         r"    \toprule",
         "    Method & Norm & " + " & ".join(heads) + r" \\",
     ]
     if compared:
         lines += [
             "    " + " ".join(rules),
-            "    & & " + " & ".join([r"ours & paper & $\Delta$"] * len(METRICS)) + r" \\",
+            "    & & " + " & ".join([r"ours & paper & $\Delta$"] * len(TABULATED)) + r" \\",
         ]
     method = None
     for entry in entries:
         if entry.method != method:
             lines.append(r"    \midrule")
-        cells = [cell for metric in METRICS for cell in _tex_cells(entry, metric, bold, compared)]
+        cells = [cell for metric in TABULATED for cell in _tex_cells(entry, metric, bold, compared)]
         name = tex(entry.method) if entry.method != method else ""
         lines.append(f"    {name} & {tex(entry.norm)} & " + " & ".join(cells) + r" \\")
         method = entry.method
@@ -212,7 +203,7 @@ def to_latex(entries: Sequence[Entry], caption: str, label: str) -> str:
 def _tex_cells(entry: Entry, metric: str, bold: set[tuple[str, str, str]], compared: bool) -> list[str]:
     ours = "--"
     if entry.seeds:
-        mean, deviation = spread(entry.values[metric])
+        mean, deviation = mean_and_deviation(entry.values[metric])
         strong = (entry.method, entry.norm, metric) in bold
         ours = rf"\textbf{{{mean:.2f}}}" if strong else f"{mean:.2f}"
         ours += "" if deviation is None else rf" {{\scriptsize$\pm${deviation:.2f}}}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,15 @@ from cilnorm.batch import Task
 from cilnorm.files import plain_folder, write_atomically
 from cilnorm.method import Past
 from cilnorm.network import Network
-from cilnorm.storage.environment import changes
-from cilnorm.storage.tensor_file import Damaged, sealed, unsealed
+from cilnorm.spec import Spec, to_mapping
+from cilnorm.storage.environment import differences
+from cilnorm.storage.tensor_file import DamagedFile, read_tensor_file, tensor_file
 from cilnorm.training.engine import Engine
 from cilnorm.training.memory import Memory
 
-__all__ = ["CheckpointError", "Checkpoints", "State"]
+__all__ = ["CheckpointError", "Checkpoints", "RunState"]
 
 FORMAT = 2
-PLAIN = ("matrix", "by_head", "steps", "seconds", "logged", "pool", "optimizer", "sums")
 
 
 class CheckpointError(RuntimeError):
@@ -34,7 +34,7 @@ class CheckpointError(RuntimeError):
 
 
 @dataclass
-class State:
+class RunState:
     """Where a run stands; ``task``, ``phase``, ``epoch`` and ``step`` are the next to be done.
 
     Attributes:
@@ -71,6 +71,11 @@ class State:
         return (self.phase, self.epoch, self.step) != (0, 0, 0)
 
 
+POSITION = ("task", "phase", "epoch", "step")
+APART = (*POSITION, "memory", "past", "best")  # stored in a form of their own; all other fields as they are
+PLAIN = tuple(each.name for each in fields(RunState) if each.name not in APART)
+
+
 @dataclass(frozen=True)
 class Checkpoints:
     """The last two of a run: ``last.pt``, and ``previous.pt`` in case that one is damaged.
@@ -85,6 +90,11 @@ class Checkpoints:
     belongs: Mapping[str, str]
     spec: Mapping[str, Any] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, folder: Path, spec: Spec, digest: str) -> Checkpoints:
+        """Those of a run of ``spec`` on images of this digest."""
+        return cls(folder, {"spec": spec.key, "images": digest}, to_mapping(spec))
+
     @property
     def last(self) -> Path:
         """The newest one."""
@@ -95,7 +105,7 @@ class Checkpoints:
         """The one before."""
         return self.folder / "previous.pt"
 
-    def write(self, state: State, net: Network, engine: Engine | None) -> None:
+    def write(self, state: RunState, net: Network, engine: Engine | None) -> None:
         """Writes ``state`` and the weights it goes with; the newest checkpoint becomes the previous one.
 
         Raises:
@@ -105,7 +115,7 @@ class Checkpoints:
             "format": FORMAT,
             "belongs": dict(self.belongs),
             "spec": dict(self.spec),
-            "position": [state.task, state.phase, state.epoch, state.step],
+            "position": [getattr(state, name) for name in POSITION],
             "memory": list(state.memory.exemplars),
             "past": None if state.past is None else state.past.net.state_dict(),
             "past_tensors": {} if state.past is None else dict(state.past.tensors),
@@ -114,9 +124,9 @@ class Checkpoints:
             **{name: getattr(state, name) for name in PLAIN},
             "optimizer": None if engine is None else engine.optimizer.state_dict(),
         }
-        write_atomically(self.last, sealed(content), keep=self.previous)
+        write_atomically(self.last, tensor_file(content), keep=self.previous)
 
-    def read(self, net: Network, tasks: tuple[Task, ...], only_look: bool = False) -> tuple[State, str]:
+    def read(self, net: Network, tasks: tuple[Task, ...], only_look: bool = False) -> tuple[RunState, str]:
         """Fills ``net``, fresh from ``assemble``; returns the state that goes with it, and a warning if there is one.
 
         A damaged newest checkpoint is set aside as ``damaged.pt``, and the one before is read. Where there is none yet,
@@ -129,7 +139,7 @@ class Checkpoints:
             CheckpointError: both are damaged, or it is of another format, another spec or other images.
         """
         if not any(map(os.path.lexists, (self.last, self.previous))):
-            return State(), ""
+            return RunState(), ""
         content, warning = (self.newest(), "") if only_look else self._newest_sound()
         if content.get("format") != FORMAT:
             found = content.get("format")
@@ -154,7 +164,7 @@ class Checkpoints:
             return "; the data set's files changed since the run began"
         if name != "spec" or not isinstance(then, dict) or not then:
             return ""
-        found = changes(then, self.spec)
+        found = differences(then, self.spec)
         return f"; spec.yaml was changed since the run began ({', '.join(found)}): put it back, or start a new run"
 
     def newest(self) -> dict[str, Any]:
@@ -167,7 +177,7 @@ class Checkpoints:
         path = self.previous if killed_between_renames else self.last
         try:
             return self._unsealed(path)
-        except (Damaged, OSError) as error:
+        except (DamagedFile, OSError) as error:
             raise CheckpointError(f"{path} can't be read: {_reason(error)}") from error
 
     def _newest_sound(self) -> tuple[dict[str, Any], str]:
@@ -178,33 +188,33 @@ class Checkpoints:
         """
         try:
             return self._unsealed(self.last), ""
-        except (Damaged, OSError) as error:
+        except (DamagedFile, OSError) as error:
             missing = isinstance(error, FileNotFoundError)
             amiss = f"{self.last} can't be read: {_reason(error)}"
         try:
             content = self._unsealed(self.previous)
         except FileNotFoundError:
             raise CheckpointError(f"{amiss}; there is none before it, so only --overwrite starts anew") from None
-        except (Damaged, OSError) as error:
+        except (DamagedFile, OSError) as error:
             raise CheckpointError(f"{amiss}; nor can the one before it: {_reason(error)}") from error
         # Missing, it was killed between the two renames of a write, which is how it should be.
         return content, "" if missing else f"{amiss}; going on from the checkpoint before it"
 
     def _unsealed(self, path: Path) -> dict[str, Any]:
         plain_folder(self.folder)
-        return unsealed(path)
+        return read_tensor_file(path)
 
 
 def _reason(error: Exception) -> str:
     return str(getattr(error, "strerror", None) or error)
 
 
-def _restored(content: dict[str, Any], net: Network, tasks: tuple[Task, ...]) -> State:
+def _restored(content: dict[str, Any], net: Network, tasks: tuple[Task, ...]) -> RunState:
     task, phase, epoch, step = content["position"]
     numbers = (task, phase, epoch, step, content["steps"], content["logged"])
     if not all(isinstance(number, int) and number >= 0 for number in numbers) or task > len(tasks):
         raise ValueError(f"it stands at {content['position']}")
-    state = State(task, phase, epoch, step, Memory(tuple(content["memory"])))
+    state = RunState(task, phase, epoch, step, Memory(tuple(content["memory"])))
     for name in PLAIN:
         setattr(state, name, content[name])
     for earlier in tasks[:task]:

@@ -13,7 +13,7 @@ import torch
 
 from cilnorm.registry import Registry
 
-__all__ = ["be_deterministic", "changes", "describe"]
+__all__ = ["be_deterministic", "describe", "differences"]
 
 PACKAGES = ("cilnorm", "torch", "torchvision", "timm", "numpy", "pluggy", "triton")
 VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "MKL_CBWR", "CUBLAS_WORKSPACE_CONFIG", "NVIDIA_TF32_OVERRIDE")
@@ -53,7 +53,7 @@ def describe(registry: Registry, device: torch.device) -> dict[str, Any]:
     }
 
 
-def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What differs between two descriptions, a short text each; what only the earlier one has is left out."""
     found = []
     for name, value in now.items():
@@ -61,7 +61,7 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         if isinstance(value, dict):
             both = {**then, **value} if isinstance(then, dict) else value
             inner = {key: value.get(key) for key in both}
-            found += [f"{name}.{text}" for text in changes(then if isinstance(then, dict) else {}, inner)]
+            found += [f"{name}.{text}" for text in differences(then if isinstance(then, dict) else {}, inner)]
         elif value != then:
             found.append(f"{name} {_shown(value)}, was {_shown(then)}")
     return found

@@ -1,4 +1,4 @@
-"""What happens in a run, told to its log and to whoever watches."""
+"""The one way out for what happens in a run: to its log, and to whoever watches."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from cilnorm.storage.events import Event
 from cilnorm.storage.run_folder import RunFolder
 
-__all__ = ["Teller", "Watcher"]
+__all__ = ["EventLog", "Watcher"]
 
 Watcher = Callable[[dict[str, Any]], None]
 
 
-class Teller:
-    """Hands events to the log and to whoever watches; keeps the time.
+class EventLog:
+    """Hands events to events.jsonl and to whoever watches; keeps the time.
 
     Args:
         seconds_before: of work that a resumed run did earlier.
@@ -29,13 +30,10 @@ class Teller:
         """Seconds of work so far, those before a resumption included."""
         return time.perf_counter() - self._began
 
-    def __call__(self, event: str, **facts: Any) -> None:
-        told = {"event": event, **facts, "seconds": round(self.seconds, 3)}
-        self._folder.log(told)
+    def __call__(self, event: Event) -> None:
+        facts = event.as_dict()
+        if event.logged:
+            facts["seconds"] = round(self.seconds, 3)
+            self._folder.log(facts)
         for watcher in self._watch:
-            watcher(told)
-
-    def step(self, step: int, of: int, epoch: int, epochs: int) -> None:
-        """For watchers alone: a log line a step would be most of the log."""
-        for watcher in self._watch:
-            watcher({"event": "step", "step": step, "of": of, "epoch": epoch + 1, "epochs": epochs})
+            watcher(facts)

@@ -27,7 +27,7 @@ from cilnorm.images import ImageSet
 from cilnorm.metrics import as_matrix, summarise
 from cilnorm.registry import Registry
 from cilnorm.spec import Spec, from_mapping, to_yaml
-from cilnorm.storage.environment import changes, describe
+from cilnorm.storage.environment import describe, differences
 from cilnorm.storage.own_files import FOLDERS, LOCK, LOG, MARK, FolderError, survey
 from cilnorm.storage.records import CONFUSION, ENVIRONMENT, kept_log, read_confusion, read_environment
 from cilnorm.values import SpecError, mappings, parsed
@@ -217,7 +217,7 @@ class RunFolder:
         first, apart = read_environment(self.path), []
         if first:
             earlier = first.get("later", [])
-            apart = changes({**(earlier[-1] if earlier else first)}, now)
+            apart = differences({**(earlier[-1] if earlier else first)}, now)
             if not apart:
                 return []
             first["later"] = [*earlier, {"time": round(time.time(), 3), **now}]

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from cilnorm.files import open_plain, read_plain
 
-__all__ = ["Damaged", "sealed", "unsealed"]
+__all__ = ["DamagedFile", "read_tensor_file", "tensor_file"]
 
 COMMENT = b"sha256 %s"
 COMMENT_BYTES = len(COMMENT) - 2 + 64
@@ -37,11 +37,11 @@ GLOBALS = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2"}
 STORAGE = re.compile(r"torch [A-Za-z0-9]+Storage")
 
 
-class Damaged(ValueError):
-    """A file is not what ``sealed`` makes; the message says in a line what is amiss."""
+class DamagedFile(ValueError):
+    """A file is not what ``tensor_file`` makes; the message says in a line what is amiss."""
 
 
-def sealed(content: dict[str, Any]) -> bytes:
+def tensor_file(content: dict[str, Any]) -> bytes:
     """The bytes of a file that holds ``content``: tensors, numbers, strings and None, in dicts and lists.
 
     Tensors are stored as they would lie on the CPU. Tuples come back as lists.
@@ -59,7 +59,7 @@ def _comment(archive: bytes) -> bytes:
     return COMMENT % hashlib.sha256(archive).hexdigest().encode()
 
 
-def unsealed(path: Path) -> dict[str, Any]:
+def read_tensor_file(path: Path) -> dict[str, Any]:
     """What a sealed file holds, on the CPU and independent of the file.
 
     Raises:
@@ -70,19 +70,19 @@ def unsealed(path: Path) -> dict[str, Any]:
     try:
         raw = read_plain(path)
         if raw[-COMMENT_BYTES:] != _comment(raw[:-COMMENT_BYTES]):
-            raise Damaged("its checksum is missing or differs")
+            raise DamagedFile("its checksum is missing or differs")
         _look_over(raw)
         # Mapped, a tensor is a window on the file: a false claim of its size reaches nothing else and takes no memory.
         with _named(path) as name:
             content = torch.load(name, map_location="cpu", weights_only=True, mmap=True)
         if not isinstance(content, dict):
-            raise Damaged(f"it holds a {type(content).__name__}")
+            raise DamagedFile(f"it holds a {type(content).__name__}")
         own: dict[str, Any] = _Copier(len(raw)).copy(content)
         return own
-    except (Damaged, OSError):
+    except (DamagedFile, OSError):
         raise
     except Exception as error:  # zipfile, pickletools and torch meet damage with many kinds of error
-        raise Damaged((str(error) or repr(error)).splitlines()[0]) from error
+        raise DamagedFile((str(error) or repr(error)).splitlines()[0]) from error
 
 
 @contextmanager
@@ -101,15 +101,15 @@ def _look_over(raw: bytes) -> None:
     with zipfile.ZipFile(io.BytesIO(raw)) as archive:
         entries = archive.infolist()
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-            raise Damaged("it is compressed")
+            raise DamagedFile("it is compressed")
         if sum(entry.file_size for entry in entries) > len(raw):
-            raise Damaged("it claims to hold more than it has bytes")
+            raise DamagedFile("it claims to hold more than it has bytes")
         [table] = [entry for entry in entries if entry.filename.endswith("data.pkl")]
         if table.file_size > PICKLE_LIMIT:
-            raise Damaged("its table of contents is too long")
+            raise DamagedFile("its table of contents is too long")
         for name in _names(archive.read(table)):
             if name not in GLOBALS and not STORAGE.fullmatch(name):
-                raise Damaged(f"it asks for {name.replace(' ', '.')}")
+                raise DamagedFile(f"it asks for {name.replace(' ', '.')}")
 
 
 def _names(pickled: bytes) -> Iterator[str]:
@@ -121,7 +121,7 @@ def _names(pickled: bytes) -> Iterator[str]:
     memo: dict[int, int | None] = {}
     for opcode, argument, _ in pickletools.genops(pickled):
         if opcode.proto > 2:
-            raise Damaged(f"it has the instruction {opcode.name}")
+            raise DamagedFile(f"it has the instruction {opcode.name}")
         if opcode.name.endswith("PUT"):
             memo[int(argument or 0)] = stack[-1]
         elif opcode.name.endswith("GET"):
@@ -132,7 +132,7 @@ def _names(pickled: bytes) -> Iterator[str]:
             taken = _taken(stack, opcode.stack_before)
             depth = 1 + max(taken, default=0) if opcode.name.startswith("TUPLE") else 0
             if depth > NESTED_TUPLES:
-                raise Damaged("it is nested too deeply")
+                raise DamagedFile("it is nested too deeply")
             stack += [depth] * len(opcode.stack_after)
         if opcode.name in ("GLOBAL", "INST"):
             yield str(argument)
@@ -164,7 +164,7 @@ class _Copier:
         """
         self._values -= 1
         if depth > NESTED_VALUES or self._values < 0:
-            raise Damaged("it is nested too deeply")
+            raise DamagedFile("it is nested too deeply")
         if isinstance(value, Tensor):
             return self._tensor(value)
         if isinstance(value, dict) and all(isinstance(key, (str, int)) for key in value):
@@ -173,12 +173,12 @@ class _Copier:
             return [self.copy(inner, depth + 1) for inner in value]
         if value is None or isinstance(value, (str, int, float)):
             return value
-        raise Damaged(f"it holds a {type(value).__name__}")
+        raise DamagedFile(f"it holds a {type(value).__name__}")
 
     def _tensor(self, tensor: Tensor) -> Tensor:
         self._bytes -= tensor.numel() * tensor.element_size()
         if self._bytes < 0:
-            raise Damaged("its tensors claim to be larger than it is")
+            raise DamagedFile("its tensors claim to be larger than it is")
         if tensor.layout != torch.strided:
-            raise Damaged("it holds a tensor of another kind")
+            raise DamagedFile("it holds a tensor of another kind")
         return tensor.detach().to("cpu", copy=True)

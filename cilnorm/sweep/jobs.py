@@ -22,9 +22,9 @@ from cilnorm.storage.interruptions import STOPPING
 from cilnorm.storage.lock import BUSY, busy
 from cilnorm.storage.run_folder import MARK, FolderError
 
-__all__ = ["Job", "State", "progress"]
+__all__ = ["Job", "JobState", "progress", "still_to_do"]
 
-State = Literal["new", "interrupted", "failed", "finished"]
+JobState = Literal["new", "interrupted", "failed", "finished"]
 STOPPED = {0, BUSY, *(status for number in STOPPING for status in (-number, 128 + number))}  # ended, but not failed
 TAIL = 1 << 16  # bytes of the log in which its last event is looked for
 
@@ -58,7 +58,7 @@ class Job:
             raise FolderError(f"can't write {self.folder.parent}: {error.strerror or error}") from error
 
     @property
-    def state(self) -> State:
+    def state(self) -> JobState:
         """How far the files say it is; a process may be at work on it besides."""
         recorded = self.summary.get("state")
         if recorded == "finished":
@@ -124,6 +124,12 @@ class Job:
         except OSError:
             return ""
         return lines[-1].removeprefix("cilnorm: ") if lines else ""
+
+
+def still_to_do(jobs: Sequence[Job], retry_failed: bool) -> list[Job]:
+    """Those that are not finished; failed ones only if they are to be tried again."""
+    done = ("finished",) if retry_failed else ("finished", "failed")
+    return [job for job in jobs if job.state not in done]
 
 
 def progress(folder: Path) -> float:

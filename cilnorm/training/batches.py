@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from cilnorm.batch import Batch, Composition
+from cilnorm.training.epoch_plan import EpochPlan
 from cilnorm.training.pixels import Pixels, Views
-from cilnorm.training.protocol import Plan
 
-__all__ = ["Feed", "feed"]
+__all__ = ["EpochBatches", "draw_batches"]
 
 
 @dataclass(frozen=True, eq=False)
-class Feed:
+class EpochBatches:
     """An epoch's batches, none of them made yet.
 
     Attributes:
@@ -51,19 +51,19 @@ class Feed:
         images = self.pixels.augmented(row(self.indices), self.views.each(row))
         return Batch(images, row(self.targets), self.composition)
 
-    def clone(self) -> Feed:
+    def clone(self) -> EpochBatches:
         """The same epoch in memory of its own; the pixels are shared."""
         views = self.views.each(torch.clone)
-        return Feed(self.pixels, self.indices.clone(), self.targets.clone(), views, self.composition)
+        return EpochBatches(self.pixels, self.indices.clone(), self.targets.clone(), views, self.composition)
 
-    def copy_(self, other: Feed) -> None:
+    def copy_(self, other: EpochBatches) -> None:
         """Takes over another epoch of as many steps and rows, in the same memory."""
         self.indices.copy_(other.indices)
         self.targets.copy_(other.targets)
         self.views.copy_(other.views)
 
 
-def feed(plan: Plan, pixels: Pixels, targets: Tensor, generator: torch.Generator) -> Feed:
+def draw_batches(plan: EpochPlan, pixels: Pixels, targets: Tensor, generator: torch.Generator) -> EpochBatches:
     """Draws the views of a plan's rows and moves the epoch to where the pixels are.
 
     Drawn on the CPU, whatever the device, so that every device sees the same rows and the same crops.
@@ -73,4 +73,4 @@ def feed(plan: Plan, pixels: Pixels, targets: Tensor, generator: torch.Generator
     """
     device = pixels.images.device
     views = pixels.draw(int(plan.draws.max()) + 1, generator)[plan.draws].to(device)
-    return Feed(pixels, plan.indices.to(device), targets[plan.indices].to(device), views, plan.composition)
+    return EpochBatches(pixels, plan.indices.to(device), targets[plan.indices].to(device), views, plan.composition)

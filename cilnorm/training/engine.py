@@ -12,7 +12,7 @@ from torch import Tensor
 from cilnorm.batch import Batch, Task
 from cilnorm.method import Method, Past, Phase, Schedule, Step
 from cilnorm.network import Network
-from cilnorm.training.batches import Feed
+from cilnorm.training.batches import EpochBatches
 from cilnorm.training.precision import Precision, forward
 from cilnorm.training.randomness import stream_seed
 
@@ -101,7 +101,7 @@ class Engine:
         for group in self.optimizer.param_groups:
             group["lr"] = self._rate
 
-    def epoch(self, feed: Feed, first: int = 0) -> Iterator[None]:
+    def epoch(self, feed: EpochBatches, first: int = 0) -> Iterator[None]:
         """An update a batch, from batch ``first`` on; stops after each for whoever counts them."""
         for batch in map(feed.batch, range(first, len(feed))):
             self.net.observe(batch.composition)

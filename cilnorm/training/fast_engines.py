@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from cilnorm.batch import Batch
-from cilnorm.training.batches import Feed
+from cilnorm.training.batches import EpochBatches
 from cilnorm.training.engine import Engine
 
 __all__ = ["CaptureRefused", "CapturedEngine", "CompiledEngine", "EngineName", "engine_class"]
@@ -69,11 +69,11 @@ class _Snapshot:
 class _Recording:
     """A captured step, the epoch that it reads, and the number (1,) of the step that comes next."""
 
-    feed: Feed
+    feed: EpochBatches
     at: Tensor
     replay: Callable[[], Any]
 
-    def load(self, feed: Feed, first: int) -> None:
+    def load(self, feed: EpochBatches, first: int) -> None:
         self.feed.copy_(feed)
         self.at.fill_(first)
 
@@ -90,7 +90,7 @@ class CapturedEngine(Engine):
         self._recordings: dict[Any, _Recording] = {}
         self._refused = False
 
-    def epoch(self, feed: Feed, first: int = 0) -> Iterator[None]:
+    def epoch(self, feed: EpochBatches, first: int = 0) -> Iterator[None]:
         recording = self._recorded(feed)
         if recording is None:
             yield from super().epoch(feed, first)
@@ -101,7 +101,7 @@ class CapturedEngine(Engine):
             recording.replay()
             yield
 
-    def _recorded(self, feed: Feed) -> _Recording | None:
+    def _recorded(self, feed: EpochBatches) -> _Recording | None:
         """The graph for such an epoch, captured if there is none yet; None once a capture failed."""
         key = feed.composition, feed.indices.shape
         self.net.observe(feed.composition)
@@ -117,7 +117,7 @@ class CapturedEngine(Engine):
                 warnings.warn(text, CaptureRefused, stacklevel=2)
         return self._recordings.get(key) if not self._refused else None
 
-    def _record(self, feed: Feed) -> _Recording:
+    def _record(self, feed: EpochBatches) -> _Recording:
         held, at = feed.clone(), torch.zeros(1, dtype=torch.long, device=self.device)
 
         def step() -> None:

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from cilnorm.network import Network, Output
 
-__all__ = ["Precision", "chosen_precision", "forward", "products"]
+__all__ = ["Precision", "choose_precision", "forward", "matmul_precision"]
 
 Precision = Literal["auto", "fp32", "tf32", "bf16"]
 AMPERE = (8, 0)  # the first GPUs that know tf32
 
 
-def chosen_precision(name: Precision, device: torch.device) -> Precision:
+def choose_precision(name: Precision, device: torch.device) -> Precision:
     """What ``auto`` means on a device: tf32 where there is such a thing, else fp32."""
     if name != "auto":
         return name
@@ -25,7 +25,7 @@ def chosen_precision(name: Precision, device: torch.device) -> Precision:
 
 
 @contextmanager
-def products(precision: Precision) -> Iterator[None]:
+def matmul_precision(precision: Precision) -> Iterator[None]:
     """Inside, products of float32 matrices and convolutions on a GPU are rounded to tf32, or are not (fp32).
 
     The older of torch's two interfaces to these switches, for it is the one that every supported version has.

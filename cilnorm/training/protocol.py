@@ -1,4 +1,4 @@
-"""The order of tasks, and which rows a phase trains on.
+"""The order of tasks, and in which points a run follows the paper or its released code.
 
 ``Protocol`` names every point in which the released code of TBBN (github.com/csm9493/TaskBalancedBN) differs from our
 reading of the paper. The defaults (``protocol: corrected``) are that reading: where the paper is silent, what we take
@@ -17,25 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cilnorm.batch import Composition, Task
+from cilnorm.batch import Task
 from cilnorm.training.randomness import generator
 
-__all__ = [
-    "PROTOCOLS",
-    "RELEASED",
-    "NoBatch",
-    "Part",
-    "Plan",
-    "Protocol",
-    "Stream",
-    "class_order",
-    "plan_epoch",
-    "task_sizes",
-]
-
-
-class NoBatch(ValueError):
-    """There are too few images to fill one batch; the message says how many there are."""
+__all__ = ["PROTOCOLS", "RELEASED", "Protocol", "Stream", "class_order", "task_sizes"]
 
 
 @dataclass(frozen=True)
@@ -184,99 +169,3 @@ class Stream:
         """``train(task)``, one tensor a class."""
         members = self.train(task)
         return [members[self.targets[members] == label] for label in range(task.old, task.seen)]
-
-
-@dataclass(frozen=True, eq=False)
-class Part:
-    """Images that fill ``rows`` rows of every batch; ``name`` is their stream of randomness."""
-
-    pool: Tensor
-    rows: int
-    name: str
-
-
-@dataclass(frozen=True, eq=False)
-class Plan:
-    """An epoch laid out before it starts.
-
-    Attributes:
-        indices: (steps, rows) training images, current rows first.
-        draws: (steps, rows) which augmentation draw each row uses; a replayed row repeats its number.
-        composition: of every batch.
-    """
-
-    indices: Tensor
-    draws: Tensor
-    composition: Composition
-
-    @property
-    def steps(self) -> int:
-        """Batches in the epoch."""
-        return len(self.indices)
-
-
-def plan_epoch(
-    parts: Sequence[Part],
-    composition: Composition,
-    protocol: Protocol,
-    seed: int,
-    position: tuple[int, int],
-    epoch: int,
-) -> Plan:
-    """Lays out an epoch; a function of its arguments alone, so a resumed run continues where it was.
-
-    Args:
-        parts: the first one decides how long an epoch of ``passes`` is.
-        position: task and phase, which name the streams together with each part's name.
-        epoch: counted from 0 within the phase.
-
-    Raises:
-        NoBatch: the epoch would hold no full batch.
-    """
-    images = [len(part.pool) for part in parts]
-    indices = draws = torch.empty(0, composition.rows, dtype=torch.long)
-    if protocol.epoch == "cycle":
-        indices, draws = _cycle(parts, protocol.drop_last, seed, (*position, epoch))
-    elif all(images):
-        steps = -(-len(parts[0].pool) // parts[0].rows)
-        columns = [_endless(part, epoch * steps, steps, seed, position) for part in parts]
-        indices = torch.cat(columns, dim=1)
-        draws = torch.arange(indices.numel()).view_as(indices)
-    if not len(indices):
-        raise NoBatch(f"no batch of {composition.rows} rows can be filled from {images} images")
-    return Plan(indices, draws, composition)
-
-
-def _shuffled(part: Part, seed: int, position: tuple[int, ...]) -> Tensor:
-    return torch.randperm(len(part.pool), generator=generator(seed, f"rows/{part.name}", *position))
-
-
-def _endless(part: Part, step: int, steps: int, seed: int, position: tuple[int, int]) -> Tensor:
-    """Steps [step, step + steps) of an endless sequence of shuffled passes over the pool, (steps, rows)."""
-    size, first, count = len(part.pool), step * part.rows, steps * part.rows
-    passes = range(first // size, (first + count - 1) // size + 1)
-    order = torch.cat([_shuffled(part, seed, (*position, number)) for number in passes])
-    start = first - passes[0] * size
-    return part.pool[order[start : start + count]].view(steps, part.rows)
-
-
-def _cycle(parts: Sequence[Part], drop_last: bool, seed: int, position: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """The released code's epoch: loaders side by side, the shorter replayed, batches of another size skipped."""
-    loaders: list[list[tuple[Tensor, Tensor]]] = []
-    offset = 0
-    for part in parts:
-        order = _shuffled(part, seed, position)
-        draws = torch.arange(offset, offset + len(order))
-        batches = list(zip(part.pool[order].split(part.rows), draws.split(part.rows), strict=True))
-        if drop_last and len(batches[-1][0]) < part.rows:
-            batches.pop()
-        loaders.append(batches)
-        offset += len(order)
-    rows = sum(part.rows for part in parts)
-    steps = []
-    for step in range(max(map(len, loaders)) if all(loaders) else 0):
-        drawn = [batches[step % len(batches)] for batches in loaders]
-        if sum(len(indices) for indices, _ in drawn) == rows:
-            steps.append((torch.cat([i for i, _ in drawn]), torch.cat([d for _, d in drawn])))
-    empty = torch.empty(0, rows, dtype=torch.long)
-    return (torch.stack([i for i, _ in steps]), torch.stack([d for _, d in steps])) if steps else (empty, empty)

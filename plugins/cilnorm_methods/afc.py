@@ -27,8 +27,7 @@ from cilnorm.batch import Batch, Task
 from cilnorm.losses import channel_importance, nca, weighted_map_distance
 from cilnorm.method import Past, Step
 from cilnorm.network import Network
-
-from ._local_similarity import LocalSimilarity
+from cilnorm_methods._local_similarity import LocalSimilarity
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,7 @@ from torch import Tensor
 from cilnorm import hookspecs
 from cilnorm.losses import cosine_distance, nca, pod
 from cilnorm.method import Step
-
-from ._local_similarity import LocalSimilarity
+from cilnorm_methods._local_similarity import LocalSimilarity
 
 
 @dataclass(frozen=True)

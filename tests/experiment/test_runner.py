@@ -450,7 +450,7 @@ def test_a_task_smaller_than_a_batch_is_scored_whole(tiny: Tiny, registry: Regis
 def test_a_released_task_scores_960_of_1000_images() -> None:
     for protocol, scored in (("released", 960), ("corrected", 1000)):
         spec = resolve("cifar100", protocol=protocol)
-        assert len(evaluation.scored(spec, torch.arange(1000))) == scored
+        assert len(evaluation.scored_images(spec, torch.arange(1000))) == scored
 
 
 def test_held_out_images_are_never_trained_on(tiny: Tiny, registry: Registry, tmp_path: Path) -> None:

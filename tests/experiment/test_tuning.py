@@ -14,8 +14,8 @@ import pytest
 
 import cilnorm
 from cilnorm.experiment import runner
-from cilnorm.experiment.trials import Means
-from cilnorm.experiment.tuning import Trial, finished_accuracy, tuned
+from cilnorm.experiment.trials import RunContext
+from cilnorm.experiment.tuning import Trial, choose_options, finished_accuracy
 from cilnorm.registry import Registry
 from cilnorm.results.comparison import gather
 from cilnorm.results.reading import read_result
@@ -43,7 +43,7 @@ def test_the_best_value_wins_and_unfitting_ones_are_noted(tiny: Tiny, registry: 
         return accuracies[trial.norm_options["groups"]]
 
     spec = replace(tiny(), norm="cn*")
-    chosen, trials = tuned(spec, registry, score)
+    chosen, trials = choose_options(spec, registry, score)
     assert trials == [Trial("groups", g, accuracies.get(g)) for g in (4, 8, 16, 32)]
     assert chosen == replace(spec, norm_options={"groups": 8})
     assert all(trial.protocol.score == "validation" and trial.protocol.validation == 0.1 for trial in seen)
@@ -52,12 +52,12 @@ def test_the_best_value_wins_and_unfitting_ones_are_noted(tiny: Tiny, registry: 
 
 def test_an_option_that_is_set_is_not_tried(tiny: Tiny, registry: Registry) -> None:
     spec = replace(tiny(), norm="cn*", norm_options={"groups": 4})
-    assert tuned(spec, registry, _fail) == (spec, [])
+    assert choose_options(spec, registry, _fail) == (spec, [])
 
 
 def test_no_fitting_value_is_an_error(tiny: Tiny, registry: Registry) -> None:
     with pytest.raises(SpecError, match="no value of cn"):
-        tuned(replace(tiny(), norm="cn*"), registry, _fail)
+        choose_options(replace(tiny(), norm="cn*"), registry, _fail)
 
 
 def test_the_choice_stands_in_the_run_folder(tiny: Tiny, registry: Registry, tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     folders: list[Path] = []
     rest = runner._rest
 
-    def noted(means: Means, folder: RunFolder, *more: Any) -> Any:
+    def noted(means: RunContext, folder: RunFolder, *more: Any) -> Any:
         folders.append(folder.path)
         return rest(means, folder, *more)
 

@@ -12,8 +12,7 @@ from torch.nn import functional as F
 from cilnorm.batch import Task
 from cilnorm.method import Phase, Schedule
 from cilnorm.network import Network
-
-from ._local_similarity import LocalSimilarity, k_means, lloyd
+from cilnorm_methods._local_similarity import LocalSimilarity, k_means, lloyd
 
 
 def one_point_at_a_time(points: Tensor, centres: Tensor) -> tuple[Tensor, float]:

@@ -68,12 +68,13 @@ def test_lucirs_optional_phase_trains_the_classifier_alone() -> None:
 
 
 def test_eeils_phases() -> None:
-    """40 epochs at 0.001 after 160 at 0.1; the released code's are not balanced."""
-    for method, rows in ((EEIL(), "balanced"), (EEIL(balanced_rows="mixed", gradient_noise=0.3), "mixed")):
+    """120 balanced epochs at 0.01 after 160 at 0.1; released: 40 at 0.001, not balanced."""
+    released = EEIL(balanced_epochs=0.25, balanced_lr=0.01, balanced_rows="doubled", gradient_noise=0.3)
+    for method, rows, epochs, rate in ((EEIL(), "balanced", 120, 0.1), (released, "doubled", 40, 0.01)):
         main, tail = method.phases(SECOND)
         run = Schedule(160, 0.1, milestones=(80, 120), clip=10000)
         assert main.schedule_in(run) == run
-        assert tail.schedule_in(run) == Schedule(40, 0.1 * 0.01, clip=10000)
+        assert tail.schedule_in(run) == Schedule(epochs, 0.1 * rate, clip=10000)
         assert (main.rows, tail.rows) == ("mixed", rows)
         assert main.gradient_noise == tail.gradient_noise == method.gradient_noise
         assert len(method.phases(Task(0, (3, 2)))) == 1
@@ -143,7 +144,11 @@ def test_afc_measures_on_current_and_remembered_images_without_a_cut(tmp_path: P
 @pytest.mark.parametrize(
     ("name", "fields", "protocol"),
     [
-        ("eeil", {"distil_newest": False, "balanced_rows": "mixed"}, {"current_rows": "union", "drop_last": True}),
+        (
+            "eeil",
+            {"distil_newest": False, "balanced_rows": "doubled", "balanced_epochs": 0.25},
+            {"current_rows": "union", "drop_last": True},
+        ),
         ("lucir", {"imprint": False}, {"current_rows": "union", "drop_last": False}),
         ("ssil", {"distilled": "newest"}, {"current_rows": "task", "drop_last": False, "epoch": "cycle"}),
         ("podnet", {}, {"herding": "icarl", "herd_again": False, "budget": "floor", "keep": "last"}),

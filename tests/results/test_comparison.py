@@ -14,11 +14,12 @@ from typer.testing import CliRunner
 
 from cilnorm.cli.app import app
 from cilnorm.experiment.runner import Result, run
+from cilnorm.metrics import METRICS
 from cilnorm.registry import Registry
-from cilnorm.results.comparison import METRICS, compare, gather, parting, sentence
+from cilnorm.results.comparison import compare, first_difference, gather, sentence
 from cilnorm.results.reading import RunResult, read_result
 from cilnorm.storage.run_folder import FolderError
-from cilnorm.storage.tensor_file import sealed, unsealed
+from cilnorm.storage.tensor_file import read_tensor_file, tensor_file
 
 
 @pytest.fixture
@@ -30,7 +31,7 @@ def pair(finished: Result, tmp_path: Path) -> tuple[Path, Path]:
 
 
 def part(pair: tuple[Path, Path]) -> str:
-    return parting(*map(read_result, pair))
+    return first_difference(*map(read_result, pair))
 
 
 def test_a_repeated_run_is_equal_to_the_bit(finished: Result, tiny: Any, registry: Registry, tmp_path: Path) -> None:
@@ -64,10 +65,10 @@ def test_where_accuracies_part(pair: tuple[Path, Path]) -> None:
 
 def test_where_weights_part(pair: tuple[Path, Path]) -> None:
     path = pair[1] / "checkpoints" / "last.pt"
-    content = unsealed(path)
+    content = read_tensor_file(path)
     weight = content["net"]["backbone.conv.weight"]
     weight[0, 0, 1, 0] = torch.nextafter(weight[0, 0, 1, 0], torch.tensor(9.0))
-    path.write_bytes(sealed(content))
+    path.write_bytes(tensor_file(content))
     assert part(pair) == f"the last checkpoints: 1 of {weight.numel()} values of backbone.conv.weight differ"
     path.write_bytes(b"nothing")
     with pytest.raises(FolderError, match=r"last\.pt: can't be read"):

@@ -23,8 +23,8 @@ from cilnorm import registry as registries
 from cilnorm.cli.app import app
 from cilnorm.cli.board import Board
 from cilnorm.experiment.runner import run
+from cilnorm.metrics import TABULATED
 from cilnorm.registry import Registry, load
-from cilnorm.results.published import METRICS
 from cilnorm.results.table import Entry, best, to_csv, to_latex, to_markdown, verdicts
 from cilnorm.spec import Spec, read_spec
 from cilnorm.storage.lock import BUSY, lock_folder
@@ -37,8 +37,8 @@ from tests.strangers import distribute
 
 def entry(norm: str, *final: float, method: str = "ft", published: float | None = None, **more: Any) -> Entry:
     """An entry whose metrics are all alike."""
-    values = {metric: list(final) for metric in METRICS}
-    return Entry(method, norm, values, {} if published is None else dict.fromkeys(METRICS, published), **more)
+    values = {metric: list(final) for metric in TABULATED}
+    return Entry(method, norm, values, {} if published is None else dict.fromkeys(TABULATED, published), **more)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_the_four_shapes() -> None:
 
 
 def test_a_table_without_published_values_says_so_and_shows_none() -> None:
-    entries = [entry("bn", 30.0), Entry("ft", "tbbn", {metric: [] for metric in METRICS}, {}, {0: "not begun"})]
+    entries = [entry("bn", 30.0), Entry("ft", "tbbn", {metric: [] for metric in TABULATED}, {}, {0: "not begun"})]
     assert "paper" not in to_latex(entries, "", "x")
     assert "| `ft` | `tbbn` | 0 | – |" in to_markdown(entries, "x")
     lines = verdicts(entries)

@@ -15,8 +15,8 @@ from cilnorm.batch import Composition, Task
 from cilnorm.heads import Linear
 from cilnorm.method import Past, Phase, Schedule
 from cilnorm.network import Network
-from cilnorm.storage.checkpoint import CheckpointError, Checkpoints, State
-from cilnorm.storage.tensor_file import sealed
+from cilnorm.storage.checkpoint import CheckpointError, Checkpoints, RunState
+from cilnorm.storage.tensor_file import tensor_file
 from cilnorm.training.engine import Engine
 from cilnorm.training.memory import Memory
 from tests.fake import Tiny, TwoPhases
@@ -36,21 +36,21 @@ def of(folder: Path, spec: str = "key") -> Checkpoints:
     return Checkpoints(folder, {"spec": spec, "images": "digest"})
 
 
-def read(folder: Path, net: Network, spec: str = "key") -> State:
+def read(folder: Path, net: Network, spec: str = "key") -> RunState:
     """The state of the newest checkpoint, which is sound."""
     state, warning = of(folder, spec).read(net, TASKS)
     assert warning == ""
     return state
 
 
-def midway() -> tuple[State, Network, Engine]:
+def midway() -> tuple[RunState, Network, Engine]:
     """In the second phase of the third task, with everything that a state may hold."""
     net = network(3)
     past = Past(network(2).eval().requires_grad_(False), {"scale": torch.tensor(2.5)})
     engine = Engine(net, TwoPhases(), TASKS[2], Phase(), Schedule(momentum=0.9), past)
     net(torch.rand(4, 3, 8, 8)).logits.sum().backward()
     engine.optimizer.step()
-    state = State(
+    state = RunState(
         task=2, phase=1, epoch=3, step=5, memory=Memory((torch.tensor([4, 2]), torch.tensor([9]))), past=past,
         matrix=[[91.0], [82.5, 73.25]], steps=77, seconds=1.5, logged=99, best=(0.25, copy.deepcopy(net.state_dict())),
         pool=torch.tensor([3, 1]), sums={"ce": torch.tensor(1.25)},
@@ -94,7 +94,7 @@ def test_everything_comes_back(tmp_path: Path) -> None:
 
 def test_between_tasks_the_next_one_is_not_begun(tmp_path: Path) -> None:
     net = network(2)
-    of(tmp_path).write(State(task=2), net, None)
+    of(tmp_path).write(RunState(task=2), net, None)
     fresh = network(0)
     found = read(tmp_path, fresh)
     assert not found.midway
@@ -104,8 +104,8 @@ def test_between_tasks_the_next_one_is_not_begun(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("position", ["phase", "epoch", "step"])
 def test_midway(position: str) -> None:
-    assert not State(task=1).midway
-    assert State(**{position: 1}).midway
+    assert not RunState(task=1).midway
+    assert RunState(**{position: 1}).midway
 
 
 def flip(path: Path, at: int) -> None:
@@ -116,7 +116,7 @@ def flip(path: Path, at: int) -> None:
 
 def write_two(folder: Path) -> None:
     for task in (1, 2):
-        of(folder).write(State(task=task), network(task), None)
+        of(folder).write(RunState(task=task), network(task), None)
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_a_damaged_newest_one_gives_way_to_the_one_before(damage: Callable[[Path
     assert (state.task, len(net.head.blocks)) == (1, 1)
     assert "last.pt can't be read: its checksum is missing or differs; going on from" in warning
     assert sorted(os.listdir(tmp_path)) == ["damaged.pt", "previous.pt"]
-    of(tmp_path).write(State(task=2), network(2), None)
+    of(tmp_path).write(RunState(task=2), network(2), None)
     assert read(tmp_path, network(0)).task == 2
     assert of(tmp_path).previous.exists()
 
@@ -164,7 +164,7 @@ def test_none_yet_is_the_start(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_of_another_run_format_or_network(tmp_path: Path) -> None:
-    of(tmp_path).write(State(task=2), network(2), None)
+    of(tmp_path).write(RunState(task=2), network(2), None)
     with pytest.raises(CheckpointError, match="belongs to another run: its spec is key, not other"):
         read(tmp_path, network(0), "other")
     with pytest.raises(CheckpointError, match="its images is digest, not new"):
@@ -172,16 +172,16 @@ def test_a_checkpoint_of_another_run_format_or_network(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="does not fit the run"):
         read(tmp_path, network(1))
     content = torch.load(tmp_path / "last.pt", weights_only=True)
-    (tmp_path / "last.pt").write_bytes(sealed({**content, "format": 0}))
+    (tmp_path / "last.pt").write_bytes(tensor_file({**content, "format": 0}))
     with pytest.raises(CheckpointError, match=r"written in format 0; this version of cilnorm reads \d"):
         read(tmp_path, network(0))
 
 
 @pytest.mark.parametrize("position", [[0, 0, 0], [4, 0, 0, 0], [-1, 0, 0, 0], ["1", 0, 0, 0], None])
 def test_a_position_that_is_none(position: object, tmp_path: Path) -> None:
-    of(tmp_path).write(State(task=2), network(2), None)
+    of(tmp_path).write(RunState(task=2), network(2), None)
     content = torch.load(tmp_path / "last.pt", weights_only=True)
-    (tmp_path / "last.pt").write_bytes(sealed({**content, "position": position}))
+    (tmp_path / "last.pt").write_bytes(tensor_file({**content, "position": position}))
     with pytest.raises(CheckpointError, match="does not fit the run"):
         read(tmp_path, network(0))
 

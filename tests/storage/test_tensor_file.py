@@ -17,7 +17,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cilnorm.storage.tensor_file import COMMENT_BYTES, Damaged, _comment, sealed, unsealed
+from cilnorm.storage.tensor_file import COMMENT_BYTES, DamagedFile, _comment, read_tensor_file, tensor_file
 
 CONTENT: dict[str, Any] = {
     "format": 2,
@@ -62,13 +62,13 @@ def tensor(elements: int, size: tuple[int, ...], stride: tuple[int, ...], offset
 
 def read(path: Path, raw: bytes) -> Any:
     path.write_bytes(raw)
-    return unsealed(path)
+    return read_tensor_file(path)
 
 
 def refused(path: Path, raw: bytes) -> str:
     """The message, one line, of a refusal that took little memory."""
     before = resident()
-    with pytest.raises(Damaged) as caught:
+    with pytest.raises(DamagedFile) as caught:
         read(path, raw)
     assert resident() - before < 256 << 20
     assert str(caught.value)
@@ -93,7 +93,7 @@ def same(one: Any, other: Any) -> bool:
 
 
 def test_what_was_sealed_comes_back(tmp_path: Path) -> None:
-    assert same(read(tmp_path / "file", sealed(CONTENT)), CONTENT)
+    assert same(read(tmp_path / "file", tensor_file(CONTENT)), CONTENT)
     assert same(torch.load(tmp_path / "file", weights_only=True), CONTENT)
 
 
@@ -101,7 +101,7 @@ def test_layouts_views_and_tied_tensors(tmp_path: Path) -> None:
     """A view of a large storage is stored alone, tied tensors twice, or the second would be a claim beyond the file."""
     large = torch.rand(1000, 1000)
     images = torch.rand(2, 3, 4, 4).to(memory_format=torch.channels_last)
-    raw = sealed({"view": large[0], "images": images, "tied": [large[1], large[1]] * 3})
+    raw = tensor_file({"view": large[0], "images": images, "tied": [large[1], large[1]] * 3})
     assert len(raw) < 40_000
     found = read(tmp_path / "file", raw)
     assert torch.equal(found["view"], large[0])
@@ -110,20 +110,20 @@ def test_layouts_views_and_tied_tensors(tmp_path: Path) -> None:
 
 
 def test_the_file_may_change_once_it_was_read(tmp_path: Path) -> None:
-    found = read(tmp_path / "file", sealed(CONTENT))
+    found = read(tmp_path / "file", tensor_file(CONTENT))
     (tmp_path / "file").write_bytes(b"\xff" * 10_000)
     assert same(found, CONTENT)
 
 
 @pytest.mark.parametrize("value", [object(), {1.5: 1}, {(1,): 1}, b"bytes", torch.eye(2).to_sparse(), {"a": {1j}}])
 def test_other_things_can_not_be_sealed(value: object) -> None:
-    with pytest.raises(Damaged, match="it holds a "):
-        sealed({"value": value})
+    with pytest.raises(DamagedFile, match="it holds a "):
+        tensor_file({"value": value})
 
 
 @pytest.mark.parametrize("at", [0, 100, 700, -500, -100, -1])
 def test_a_flipped_bit_shows(at: int, tmp_path: Path) -> None:
-    raw = bytearray(sealed(CONTENT))
+    raw = bytearray(tensor_file(CONTENT))
     raw[at] ^= 1
     assert refused(tmp_path / "file", bytes(raw)) == "its checksum is missing or differs"
 
@@ -136,7 +136,7 @@ def test_what_is_no_archive(raw: bytes, tmp_path: Path) -> None:
 
 def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        unsealed(tmp_path / "file")
+        read_tensor_file(tmp_path / "file")
 
 
 class Malice:
@@ -220,7 +220,7 @@ EDITS = st.lists(st.tuples(st.integers(0, 5000), st.integers(0, 255)), max_size=
 def test_mutations_are_refused_or_harmless(
     edits: list[tuple[int, int]], seal: bool, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    raw = bytearray(sealed(CONTENT))
+    raw = bytearray(tensor_file(CONTENT))
     for position, byte in edits:
         raw[position % len(raw)] = byte
     attempt(tmp_path_factory, reseal(bytes(raw[:-COMMENT_BYTES])) if seal else bytes(raw))
@@ -230,7 +230,7 @@ def test_mutations_are_refused_or_harmless(
 def test_mutated_pickles_are_refused_or_harmless(
     edits: list[tuple[int, int]], insert: bytes, at: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    with zipfile.ZipFile(io.BytesIO(sealed(CONTENT))) as file:
+    with zipfile.ZipFile(io.BytesIO(tensor_file(CONTENT))) as file:
         pickled = bytearray(file.read("archive/data.pkl"))
         storages = tuple(file.read(name) for name in file.namelist() if "/data/" in name)
     for position, byte in edits:
@@ -241,12 +241,12 @@ def test_mutated_pickles_are_refused_or_harmless(
 
 def attempt(tmp_path_factory: pytest.TempPathFactory, raw: bytes) -> None:
     path, before = tmp_path_factory.getbasetemp() / "sealed", resident()
-    with contextlib.suppress(Damaged):
+    with contextlib.suppress(DamagedFile):
         assert isinstance(read(path, raw), dict)
     assert resident() - before < 1 << 30
 
 
 def test_a_path_that_is_no_utf_8(tmp_path: Path) -> None:
     path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/r\xfcn"))
-    path.write_bytes(sealed({"a": torch.ones(2)}))
-    assert torch.equal(unsealed(path)["a"], torch.ones(2))
+    path.write_bytes(tensor_file({"a": torch.ones(2)}))
+    assert torch.equal(read_tensor_file(path)["a"], torch.ones(2))

@@ -21,12 +21,13 @@ from cilnorm.method import Method, Phase, Schedule
 from cilnorm.network import Network
 from cilnorm.registry import Registry
 from cilnorm.spec import Spec, SpecError
-from cilnorm.training.batches import Feed, feed
+from cilnorm.training.batches import EpochBatches, draw_batches
 from cilnorm.training.engine import Engine
+from cilnorm.training.epoch_plan import RowSource, plan_epoch
 from cilnorm.training.fast_engines import CapturedEngine, CaptureRefused, CompiledEngine, engine_class
 from cilnorm.training.pixels import Augmentation, Pixels
-from cilnorm.training.precision import chosen_precision, forward, products
-from cilnorm.training.protocol import Part, Protocol, plan_epoch
+from cilnorm.training.precision import choose_precision, forward, matmul_precision
+from cilnorm.training.protocol import Protocol
 from cilnorm.training.randomness import generator
 
 CPU = torch.device("cpu")
@@ -55,15 +56,15 @@ class Unwilling(CapturedEngine):
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
 
-def epochs(device: torch.device, rows: tuple[int, int] = (12, 4), count: int = 3) -> list[Feed]:
+def epochs(device: torch.device, rows: tuple[int, int] = (12, 4), count: int = 3) -> list[EpochBatches]:
     """Epochs of the second task: random images of six classes."""
     torch.manual_seed(0)
     images = torch.randint(0, 256, (120, 3, 8, 8), dtype=torch.uint8)
     pixels = Pixels(images.to(device), (0.5,) * 3, (0.3,) * 3, Augmentation(pad=1, crop="resized", flip=True))
     targets = torch.arange(6).repeat_interleave(20)
-    parts = [Part(torch.arange(60, 120), rows[0], "current"), Part(torch.arange(0, 60, 3), rows[1], "past")]
+    parts = [RowSource(torch.arange(60, 120), rows[0], "current"), RowSource(torch.arange(0, 60, 3), rows[1], "past")]
     plans = [plan_epoch(parts, Composition(*rows, 1), Protocol(), 0, (1, 0), epoch) for epoch in range(count)]
-    return [feed(plan, pixels, targets, generator(0, "views", at)) for at, plan in enumerate(plans)]
+    return [draw_batches(plan, pixels, targets, generator(0, "views", at)) for at, plan in enumerate(plans)]
 
 
 def learner(
@@ -88,7 +89,7 @@ def first_task_batch(device: torch.device) -> Any:
     return type(batch)(batch.images, batch.targets % 3, Composition(16, 0, 0))
 
 
-def learned(engine: Engine, feeds: list[Feed]) -> tuple[list[dict[str, float]], dict[str, Tensor]]:
+def learned(engine: Engine, feeds: list[EpochBatches]) -> tuple[list[dict[str, float]], dict[str, Tensor]]:
     """Terms of each epoch and the weights in the end."""
     terms = []
     for epoch, each in enumerate(feeds):
@@ -396,12 +397,12 @@ def test_half_precision_is_near_and_reaches_no_loss(registry: Registry, method: 
 
 
 def test_precisions() -> None:
-    assert chosen_precision("auto", CPU) == "fp32"
-    assert chosen_precision("bf16", CPU) == "bf16"
+    assert choose_precision("auto", CPU) == "fp32"
+    assert choose_precision("bf16", CPU) == "bf16"
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     before = matmul.allow_tf32, cudnn.allow_tf32
     for precision, allowed in (("fp32", False), ("tf32", True), ("bf16", True)):
-        with products(precision):  # type: ignore[arg-type]
+        with matmul_precision(precision):  # type: ignore[arg-type]
             assert (matmul.allow_tf32, cudnn.allow_tf32) == (allowed, allowed)
     assert (matmul.allow_tf32, cudnn.allow_tf32) == before
 
@@ -416,7 +417,7 @@ def test_a_graph_learns_what_the_eager_engine_learns(
     """Losses of 40 epochs of five steps to 1e-4, captured without complaint."""
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     cuda = torch.device("cuda", 0)
-    with products("fp32"):
+    with matmul_precision("fp32"):
         terms = learned(learner(Engine, registry, method, cuda, norm), epochs(cuda, count=40))[0]
         engine = learner(CapturedEngine, registry, method, cuda, norm)
         again = learned(engine, epochs(cuda, count=40))[0]

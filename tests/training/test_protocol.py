@@ -17,18 +17,9 @@ from cilnorm.batch import Composition, Task
 from cilnorm.experiment import runner
 from cilnorm.registry import load
 from cilnorm.spec import resolve
+from cilnorm.training.epoch_plan import EpochPlan, RowSource, plan_epoch
 from cilnorm.training.memory import Memory, per_class
-from cilnorm.training.protocol import (
-    PROTOCOLS,
-    RELEASED,
-    Part,
-    Plan,
-    Protocol,
-    Stream,
-    class_order,
-    plan_epoch,
-    task_sizes,
-)
+from cilnorm.training.protocol import PROTOCOLS, RELEASED, Protocol, Stream, class_order, task_sizes
 from tests import golden as gold
 from tests.conftest import ROOT
 
@@ -38,11 +29,11 @@ seeds = st.integers(0, 2**31)
 
 def mixed(
     current: int, past: int, protocol: Protocol, epoch: int = 0, seed: int = 0, rows: tuple[int, int] = (48, 16)
-) -> Plan:
+) -> EpochPlan:
     """An epoch of a later task: images 0 .. current-1 are the task's, the next ``past`` ones the memory's."""
     parts = [
-        Part(torch.arange(current), rows[0], "current"),
-        Part(torch.arange(current, current + past), rows[1], "past"),
+        RowSource(torch.arange(current), rows[0], "current"),
+        RowSource(torch.arange(current, current + past), rows[1], "past"),
     ]
     return plan_epoch(parts, Composition(*rows, 3), protocol, seed, (3, 0), epoch)
 
@@ -164,13 +155,14 @@ def test_what_a_pass_leaves_over_opens_the_next_epoch() -> None:
 
 def test_steps_of_a_cifar_epoch() -> None:
     assert mixed(5000, 2000, PASSES).steps == 105
-    assert plan_epoch([Part(torch.arange(5000), 64, "mixed")], Composition(64, 0, 0), PASSES, 0, (0, 0), 0).steps == 79
+    first = RowSource(torch.arange(5000), 64, "mixed")
+    assert plan_epoch([first], Composition(64, 0, 0), PASSES, 0, (0, 0), 0).steps == 79
 
 
 @pytest.mark.parametrize("protocol", [PASSES, CYCLE], ids=["passes", "cycle"])
 def test_an_epoch_is_a_function_of_seed_position_and_number(protocol: Protocol) -> None:
     def rows(seed: int = 0, epoch: int = 0, position: tuple[int, int] = (3, 0)) -> list[list[int]]:
-        parts = [Part(torch.arange(30), 6, "current"), Part(torch.arange(30, 50), 2, "past")]
+        parts = [RowSource(torch.arange(30), 6, "current"), RowSource(torch.arange(30, 50), 2, "past")]
         return plan_epoch(parts, Composition(6, 2, 3), protocol, seed, position, epoch).indices.tolist()
 
     assert rows() == rows()
@@ -220,7 +212,7 @@ def test_steps_of_a_released_epoch(images: int, union: bool, drop_last: bool, ex
         assert each == per_class(2000, 10 * (task - 1), "ceil")
         memory = torch.arange(images, images + each * 10 * (task - 1))
         current = torch.arange(images + len(memory)) if union else torch.arange(images)
-        parts = [Part(current, 48, "current"), Part(memory, 16, "past")]
+        parts = [RowSource(current, 48, "current"), RowSource(memory, 16, "past")]
         assert (
             plan_epoch(parts, Composition(48, 16, task - 1), protocol, 0, (task - 1, 0), 0).steps == expected[task]
         ), task
@@ -255,7 +247,7 @@ def test_steps_of_eeils_released_phases(images: int, expected: dict[int, int]) -
 def test_steps_of_a_released_first_task(images: int, steps: int, drop_last: bool) -> None:
     protocol = Protocol(epoch="cycle", drop_last=drop_last)
     assert (
-        plan_epoch([Part(torch.arange(images), 64, "mixed")], Composition(64, 0, 0), protocol, 0, (0, 0), 0).steps
+        plan_epoch([RowSource(torch.arange(images), 64, "mixed")], Composition(64, 0, 0), protocol, 0, (0, 0), 0).steps
         == steps
     )
 
