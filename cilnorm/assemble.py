@@ -15,6 +15,7 @@ from cilnorm.data import Augmentation, Pixels
 from cilnorm.images import ImageSet
 from cilnorm.method import Method
 from cilnorm.network import Network
+from cilnorm.pixel_cache import image_set
 from cilnorm.protocol import Stream, class_order, task_sizes
 from cilnorm.registry import Registry, contained
 from cilnorm.spec import Spec, SpecError
@@ -83,7 +84,8 @@ def assemble(spec: Spec, registry: Registry, device: torch.device, data_root: Pa
         CompositionWarning: the norm wants to know what batches are made of, and no layer of the network listens.
     """
     with contained(f"the data set {spec.dataset}"):
-        images = registry.datasets[spec.dataset].build(data_root, **spec.dataset_options)
+        source = registry.datasets[spec.dataset].build(data_root, **spec.dataset_options)
+    images = image_set(source)
     if spec.classes is not None and spec.classes > images.classes:
         raise SpecError(f"{spec.dataset} has {images.classes} classes, not {spec.classes}")
     order = _order(spec, images.classes)[: spec.classes]

@@ -20,7 +20,9 @@ ROWS = (
     ("hookspecs", "batch", "images", "streams", "files", "layout", "sealed", "values", "text", "identity", "output"),
     ("losses", "heads", "network", "registry", "charts", "orders"),
     ("method", "local_similarity", "precision"),
-    ("data", "memory", "protocol", "norms", "options"),
+    ("data", "memory", "protocol", "norms", "options", "decoding"),
+    ("decoding_pool",),
+    ("pixel_cache",),
     ("feed",),
     ("engine",),
     ("capture",),
@@ -33,7 +35,7 @@ ROWS = (
     ("jobs", "table", "probe"),
     ("workers", "board", "results", "progress", "terminal", "loggers", "export", "doctor"),
     ("report", "comparison", "slurm"),
-    ("cli_results", "cli_care", "cli_show"),
+    ("cli_results", "cli_care", "cli_show", "cli_data"),
     ("cli",),
 )
 WITHIN = {
