@@ -122,6 +122,10 @@ def assemble(spec: Spec, registry: Registry, device: torch.device, data_root: Pa
     )
     if spec.protocol.keep == "best" and not all(len(stream.validation(task)) for task in stream.tasks):
         raise SpecError(f"keep: best needs held-out images; a part of {spec.protocol.validation} leaves some task none")
-    train = Pixels(images.train_images.to(device), images.mean, images.std, spec.augmentation)
-    test = Pixels(images.test_images.to(device), images.mean, images.std, Augmentation())
+    sizes_alone = Augmentation(crop_size=spec.augmentation.crop_size, test_size=spec.augmentation.test_size)
+    try:
+        train = Pixels(images.train_images.to(device), images.mean, images.std, spec.augmentation)
+        test = Pixels(images.test_images.to(device), images.mean, images.std, sizes_alone)
+    except ValueError as error:
+        raise SpecError(str(error)) from error
     return Assembly(net, method, stream, train, test, tuple(order), images, device)

@@ -505,3 +505,15 @@ def test_a_held_out_loss_that_is_no_number_never_wins(
     monkeypatch.undo()
     two = run(tiny(epochs=2, **{**common, "keep": "last"}), tmp_path / "two", registry=registry, **CPU)
     assert bits(worse.folder)["weights"] == bits(two.folder)["weights"]
+
+
+def test_a_network_may_be_given_another_size_than_is_stored(
+    registry: Registry, tiny: Callable[..., Spec], tmp_path: Path
+) -> None:
+    spec = tiny(crop_size=6, **{"augmentation.crop": "resized"})
+    assert tiny(crop_size=None).key == tiny().key != spec.key
+    one = run(spec, tmp_path / "one", device="cpu", registry=registry)
+    assert len(one.matrix) == 3
+    assert json.loads((one.folder / "environment.json").read_text())["images"]["size"] == [3, 6, 6]
+    with pytest.raises(SpecError, match="no centre of 9; set test_size"):
+        run(tiny(crop_size=9), tmp_path / "two", device="cpu", registry=registry)
