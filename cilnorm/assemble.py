@@ -128,4 +128,7 @@ def assemble(spec: Spec, registry: Registry, device: torch.device, data_root: Pa
         test = Pixels(images.test_images.to(device), images.mean, images.std, sizes_alone)
     except ValueError as error:
         raise SpecError(str(error)) from error
+    except torch.OutOfMemoryError as error:
+        taken = (images.train_images.nbytes + images.test_images.nbytes) / 1e9
+        raise SpecError(f"the images of {spec.dataset} take {taken:.1f} GB, which {device} does not have") from error
     return Assembly(net, method, stream, train, test, tuple(order), images, device)

@@ -138,13 +138,14 @@ class _ImageCache:
         """The set, made first if it is not there, made anew if it is damaged."""
         notices = [self.files.notice]
         try:
-            cache_folder().mkdir(parents=True, exist_ok=True)
-            with _alone(self.lock):
-                if self.place.exists() and not self._sound(verify):
-                    notices.append(f"{self.place} was damaged, and was made anew")
-                    shutil.rmtree(self.place)
-                if not self.place.exists():
-                    self._make()
+            if not self._sound(verify):  # a complete set never changes, so it takes neither lock nor leave to write
+                cache_folder().mkdir(parents=True, exist_ok=True)
+                with _alone(self.lock):
+                    if self.place.exists() and not self._sound(verify):
+                        notices.append(f"{self.place} was damaged, and was made anew")
+                        shutil.rmtree(self.place)
+                    if not self.place.exists():
+                        self._make()
         except OSError as error:
             raise DatasetError(
                 f"{error.filename or self.place}: {error.strerror or error}; CILNORM_CACHE names another cache folder"

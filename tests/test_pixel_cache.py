@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from cilnorm import decoding_pool, pixel_cache
 from cilnorm.decoding import decode
 from cilnorm.images import DatasetError, ImageFiles, ImageSet
 from cilnorm.pixel_cache import entries, image_set, remove
+from tests.conftest import ROOT
 
 SIZE = 8
 
@@ -384,6 +386,33 @@ def test_of_two_at_once_one_waits_and_decodes_nothing(files: ImageFiles, decoded
     assert decoded == [0, 1, 2, 3]
     assert same(made[0], second)
     assert "waiting for another process at photographs-8-" in capfd.readouterr().err
+
+
+def test_a_complete_set_needs_no_leave_to_write(files: ImageFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where somebody prepared it for a whole group."""
+    first = image_set(files)
+
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(pixel_cache, "_alone", refuse)
+    assert same(image_set(files), first)
+    with pytest.raises(DatasetError, match="Permission denied; CILNORM_CACHE"):
+        image_set(replace(files, size=9))
+
+
+def test_the_plugin_in_the_docs_is_complete(tmp_path: Path) -> None:
+    from cilnorm.registry import load
+
+    [code] = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "datasets.md").read_text(), re.DOTALL)
+    plugin = ModuleType("mine")
+    exec(code, plugin.__dict__)
+    for path in ("a/1.jpg", "a/2.jpg", "b/1.jpg", "b/2.jpg"):
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (70, 80), "red").save(tmp_path / path)
+    made = image_set(load(extra=[plugin], strict=True).datasets["mine"].build(tmp_path))
+    assert made.train_images.shape == (2, 3, 64, 64)
+    assert made.test_labels.tolist() == [0, 1]
 
 
 def test_sets_are_listed_and_removed_by_name(files: ImageFiles, cache: Path) -> None:

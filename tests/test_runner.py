@@ -517,3 +517,14 @@ def test_a_network_may_be_given_another_size_than_is_stored(
     assert json.loads((one.folder / "environment.json").read_text())["images"]["size"] == [3, 6, 6]
     with pytest.raises(SpecError, match="no centre of 9; set test_size"):
         run(tiny(crop_size=9), tmp_path / "two", device="cpu", registry=registry)
+
+
+def test_images_that_do_not_fit_the_device_are_told_in_one_line(
+    registry: Registry, tiny: Callable[..., Spec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("cilnorm.assemble.Pixels", full)
+    with pytest.raises(SpecError, match=r"^the images of blobs take 0\.0 GB, which cpu does not have$"):
+        run(tiny(), tmp_path / "run", device="cpu", registry=registry)
