@@ -66,11 +66,11 @@ def has_folders(path: Path) -> bool:
 def list_classes(root: Path, folder: str, links: Links = "stop", only: Container[str] | None = None) -> Listing:
     """Classes in code-point order of their names, each with its images below ``root/folder``, sorted by path.
 
+    Hidden files and folders, and files without an image's ending, are passed over. Folders inside a class belong to it.
+
     Args:
         links: what to do about links that leave the root.
         only: classes to be listed; all by default.
-
-    Hidden files and folders, and files without an image's ending, are passed over. Folders inside a class belong to it.
 
     Raises:
         DatasetError: a folder can't be read; a link leaves the root and ``links`` says stop; a link leads in a circle.

@@ -32,7 +32,8 @@ def build(
 
     Args:
         size: side of the squares that are kept and trained on, see ``ImageFiles``.
-        test_part, split_seed: which part of every class is for testing where there is no second folder, and its draw.
+        test_part: which part of every class is for testing where there is no second folder.
+        split_seed: of the draw of that part.
         damaged: ``stop`` at files that can't be decoded, or ``skip`` them.
         links: ``stop`` at links that leave the root, or ``follow`` them.
 

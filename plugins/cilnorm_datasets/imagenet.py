@@ -5,7 +5,7 @@ https://www.image-net.org/challenges/LSVRC/2012/
 ``imagenet100-1993`` has 100 classes drawn by NumPy's seed 1993: LUCIR, Mnemonics, AANets, FOSTER, PyCIL.
 ``imagenet100-podnet`` has the first 100 in the order of WordNet ids: PODNet, AFC, DER, DyTox, BiC. They share nine
 classes, and results on one say nothing of the other. ``lists/`` has both in the order in which those papers learn them,
-which is what ``class_order_seed: 1993`` makes of the sorted list; labels are places in the sorted list.
+which is what ``class_order: 1993`` makes of the sorted list; labels are places in the sorted list.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ def build(
 
     Args:
         size: side of the squares that are kept, see ``ImageFiles``; networks get crops of them.
-        damaged, links: as those of ``imagefolder``.
+        damaged: ``stop`` at files that can't be decoded, or ``skip`` them.
+        links: ``stop`` at links that leave the root, or ``follow`` them.
 
     Raises:
         DatasetError: it is not there, or not complete.

@@ -48,7 +48,8 @@ def build(
     Args:
         size: side of the squares that are kept, see ``ImageFiles``.
         split_seed: draws 100 test images of a class where the folders have no such split.
-        damaged, links: as those of ``imagefolder``.
+        damaged: ``stop`` at files that can't be decoded, or ``skip`` them.
+        links: ``stop`` at links that leave the root, or ``follow`` them.
 
     Raises:
         DatasetError: it is not there, or not complete.

@@ -35,7 +35,8 @@ def build(root: Path | None = None, *, size: int = 64, damaged: Damaged = "stop"
 
     Args:
         size: side of the squares that are kept, see ``ImageFiles``.
-        damaged, links: as those of ``imagefolder``.
+        damaged: ``stop`` at files that can't be decoded, or ``skip`` them.
+        links: ``stop`` at links that leave the root, or ``follow`` them.
 
     Raises:
         DatasetError: it is not there, or not complete.
