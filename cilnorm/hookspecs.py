@@ -76,7 +76,7 @@ class Backbone(Record):
 
 @dataclass(frozen=True)
 class Dataset(Record):
-    """A source of images: ``build(root, **options)`` returns a ``cilnorm.images.ImageSet``.
+    """A source of images: ``build(root, **options)`` returns an ``ImageSet`` or ``ImageFiles`` of ``cilnorm.images``.
 
     ``root`` is the folder (pathlib.Path) to look in, or None for the user's cache folder.
 

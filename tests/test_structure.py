@@ -21,14 +21,15 @@ from tests.conftest import ROOT
 MAY_IMPORT = {
     "vocabulary": set(),
     "training": {"vocabulary"},
+    "data": {"vocabulary"},
     "settings": {"vocabulary"},
     "spec": {"vocabulary", "settings", "training"},
     "storage": {"vocabulary", "settings", "training", "spec"},
-    "experiment": {"vocabulary", "settings", "training", "spec", "storage"},
-    "results": {"vocabulary", "settings", "training", "spec", "storage", "experiment"},
-    "sweep": {"vocabulary", "settings", "training", "spec", "storage"},
-    "api": {"vocabulary", "settings", "training", "spec", "storage", "experiment", "results", "sweep"},
-    "cli": {"vocabulary", "settings", "training", "spec", "storage", "experiment", "results", "sweep", "api"},
+    "experiment": {"vocabulary", "data", "settings", "training", "spec", "storage"},
+    "results": {"vocabulary", "data", "settings", "training", "spec", "storage", "experiment"},
+    "sweep": {"vocabulary", "data", "settings", "training", "spec", "storage"},
+    "api": {"vocabulary", "data", "settings", "training", "spec", "storage", "experiment", "results", "sweep"},
+    "cli": {"vocabulary", "data", "settings", "training", "spec", "storage", "experiment", "results", "sweep", "api"},
 }
 # What a plugin may import from cilnorm: these paths are promised, whoever writes the plugin.
 PUBLIC = {

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cilnorm.cli.care import commands as care
+from cilnorm.cli.data import commands as data
 from cilnorm.cli.output import lasting_output
 from cilnorm.cli.show import commands as showing
 from cilnorm.cli.sweeps_and_results import commands, run_seeds
@@ -31,6 +32,7 @@ app = typer.Typer(
 app.add_typer(showing)
 app.add_typer(commands)
 app.add_typer(care)
+app.add_typer(data)
 Name = Annotated[str | None, typer.Option()]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Strict = Annotated[bool, typer.Option("--strict", help="A plugin that can't be loaded is an error.")]

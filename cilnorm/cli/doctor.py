@@ -13,6 +13,7 @@ import torch
 
 from cilnorm.files import write_atomically
 from cilnorm.hookspecs import Dataset
+from cilnorm.images import ImageFiles
 from cilnorm.registry import Registry, contain_exit
 from cilnorm.storage.environment import describe
 
@@ -31,7 +32,8 @@ class Finding:
 def examine(registry: Registry, data_root: Path | None = None, out: Path = Path("runs")) -> Iterator[Finding]:
     """Looks at versions, device, plugins, data sets, the place of runs, and norms that bring a check of themselves.
 
-    Nothing is fetched. A data set that is there is read and verified, which takes seconds.
+    Nothing is fetched. A data set that is there is read and verified, which takes seconds; files of
+    images are counted.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     found = describe(registry, device)
@@ -66,6 +68,9 @@ def _dataset(record: Dataset, root: Path | None) -> Finding:
             images = record.build(root)
     except Exception as error:  # whatever a stranger's source runs into
         return Finding(name, _line(error), False)
+    if isinstance(images, ImageFiles):
+        counts = f"{len(images.train)} + {len(images.test)} files of {images.classes} classes, not decoded here"
+        return Finding(name, f"{counts}{images.notice and '; ' + images.notice}")
     counts = f"{len(images.train_images)} + {len(images.test_images)} images of {images.classes} classes"
     return Finding(name, f"{counts}, SHA-256 {images.digest[:12]}{images.notice and '; ' + images.notice}")
 

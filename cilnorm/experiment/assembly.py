@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from cilnorm.batch import CompositionAware, CompositionWarning
+from cilnorm.data.pixel_cache import image_set
 from cilnorm.images import ImageSet
 from cilnorm.method import Method
 from cilnorm.network import Network
@@ -83,7 +84,8 @@ def assemble(spec: Spec, registry: Registry, device: torch.device, data_root: Pa
         CompositionWarning: the norm wants to know what batches are made of, and no layer of the network listens.
     """
     with contain_exit(f"the data set {spec.dataset}"):
-        images = registry.datasets[spec.dataset].build(data_root, **spec.dataset_options)
+        source = registry.datasets[spec.dataset].build(data_root, **spec.dataset_options)
+    images = image_set(source)
     if spec.classes is not None and spec.classes > images.classes:
         raise SpecError(f"{spec.dataset} has {images.classes} classes, not {spec.classes}")
     order = _order(spec, images.classes)[: spec.classes]
@@ -120,6 +122,13 @@ def assemble(spec: Spec, registry: Registry, device: torch.device, data_root: Pa
     )
     if spec.protocol.keep == "best" and not all(len(stream.validation(task)) for task in stream.tasks):
         raise SpecError(f"keep: best needs held-out images; a part of {spec.protocol.validation} leaves some task none")
-    train = Pixels(images.train_images.to(device), images.mean, images.std, spec.augmentation)
-    test = Pixels(images.test_images.to(device), images.mean, images.std, Augmentation())
+    sizes_alone = Augmentation(crop_size=spec.augmentation.crop_size, test_size=spec.augmentation.test_size)
+    try:
+        train = Pixels(images.train_images.to(device), images.mean, images.std, spec.augmentation)
+        test = Pixels(images.test_images.to(device), images.mean, images.std, sizes_alone)
+    except ValueError as error:
+        raise SpecError(str(error)) from error
+    except torch.OutOfMemoryError as error:
+        taken = (images.train_images.nbytes + images.test_images.nbytes) / 1e9
+        raise SpecError(f"the images of {spec.dataset} take {taken:.1f} GB, which {device} does not have") from error
     return Assembly(net, method, stream, train, test, tuple(order), images, device)

@@ -157,7 +157,7 @@ def _learn(run: _Run, registry: Registry) -> Result:
     """Task after task: grow, train phase after phase, remember, choose exemplars, evaluate."""
     spec, parts, state, folder, tell = run.spec, run.parts, run.state, run.folder, run.tell
     with record_failure(spec, state, folder, tell):
-        changed = folder.write_environment(registry, parts.device, parts.images, parts.order)
+        changed = folder.write_environment(registry, parts.device, parts.images, parts.order, parts.train.shape)
         if state.task < (spec.stop_after or spec.tasks):  # who reads the summary of a finished run finds it finished
             folder.write_summary("running", state.matrix, state.by_head)
         tell(_began(run))

@@ -14,7 +14,11 @@ from typing import Any
 __all__ = ["fingerprint", "renamed"]
 
 # Added since 0.1.0, by dotted key, each with the value at which a run is what it was.
-ADDED: dict[str, Any] = {"method_options.measure_in_place": False}
+ADDED: dict[str, Any] = {
+    "method_options.measure_in_place": False,
+    "augmentation.crop_size": None,
+    "augmentation.test_size": None,
+}
 RENAMED = {"class_order_seed": "class_order"}  # since 0.1.0
 
 

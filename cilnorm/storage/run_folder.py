@@ -195,7 +195,12 @@ class RunFolder:
             os.close(handle)
 
     def write_environment(
-        self, registry: Registry, device: torch.device, images: ImageSet, order: Sequence[int]
+        self,
+        registry: Registry,
+        device: torch.device,
+        images: ImageSet,
+        order: Sequence[int],
+        size: Sequence[int],
     ) -> list[str]:
         """Records what could make the same spec give other numbers elsewhere, and what the numbers are about.
 
@@ -203,6 +208,7 @@ class RunFolder:
 
         Args:
             order: the source's labels in the order of learning.
+            size: channels, height and width of what the network is given.
 
         Returns:
             What differs from the environment before, a line each.
@@ -211,7 +217,7 @@ class RunFolder:
             "classes": [images.class_names[label] for label in order],
             "mean": images.mean,
             "std": images.std,
-            "size": list(images.train_images.shape[1:]),
+            "size": list(size),
         }
         now = {**describe(registry, device), "dataset_sha256": images.digest}
         first, apart = read_environment(self.path), []

@@ -69,6 +69,7 @@ def test_what_could_differ_is_recorded(tiny: Callable[..., Spec], registry: Regi
     assert found["blas"]
     assert {"interop_threads", "cudnn", "tf32", "variables", "device_name", "onednn"} <= found.keys()
     assert len(found["images"]["classes"]) == 6
+    assert found["images"]["size"] == [3, 8, 8]
 
 
 def test_deterministic_sets_all_switches() -> None:

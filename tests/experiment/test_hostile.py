@@ -90,7 +90,7 @@ def test_plugin_names_with_path_characters(name: Any) -> None:
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE])
 @pytest.mark.parametrize("target", ["../../outside", "/etc/passwd"])
 def test_an_archive_with_links_that_lead_out(kind: bytes, target: str, tmp_path: Path) -> None:
-    from cilnorm_datasets import cifar100
+    from cilnorm_datasets import _cifar, cifar100
 
     (tmp_path / "outside").write_text("untouched")
     with tarfile.open(tmp_path / "archive", "w:gz") as tar:
@@ -103,7 +103,7 @@ def test_an_archive_with_links_that_lead_out(kind: bytes, target: str, tmp_path:
     place = tmp_path / "data" / "part"
     place.mkdir(parents=True)
     with pytest.raises(tarfile.FilterError):
-        cifar100._extract(tmp_path / "archive", place)
+        _cifar._extract(cifar100._release(), tmp_path / "archive", place)
     assert (tmp_path / "outside").read_text() == "untouched"
     assert list(place.iterdir()) == []
 

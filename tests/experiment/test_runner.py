@@ -505,3 +505,26 @@ def test_a_held_out_loss_that_is_no_number_never_wins(
     monkeypatch.undo()
     two = run(tiny(epochs=2, **{**common, "keep": "last"}), tmp_path / "two", registry=registry, **CPU)
     assert bits(worse.folder)["weights"] == bits(two.folder)["weights"]
+
+
+def test_a_network_may_be_given_another_size_than_is_stored(
+    registry: Registry, tiny: Callable[..., Spec], tmp_path: Path
+) -> None:
+    spec = tiny(crop_size=6, **{"augmentation.crop": "resized"})
+    assert tiny(crop_size=None).key == tiny().key != spec.key
+    one = run(spec, tmp_path / "one", device="cpu", registry=registry)
+    assert len(one.matrix) == 3
+    assert json.loads((one.folder / "environment.json").read_text())["images"]["size"] == [3, 6, 6]
+    with pytest.raises(SpecError, match="no centre of 9; set test_size"):
+        run(tiny(crop_size=9), tmp_path / "two", device="cpu", registry=registry)
+
+
+def test_images_that_do_not_fit_the_device_are_told_in_one_line(
+    registry: Registry, tiny: Callable[..., Spec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("cilnorm.experiment.assembly.Pixels", full)
+    with pytest.raises(SpecError, match=r"^the images of blobs take 0\.0 GB, which cpu does not have$"):
+        run(tiny(), tmp_path / "run", device="cpu", registry=registry)

@@ -221,3 +221,64 @@ def test_batches_have_the_layout_asked_for(layout: torch.memory_format) -> None:
 def test_what_an_augmentation_can_not_be(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Augmentation(**options)  # type: ignore[arg-type]
+
+
+# --- what the network is given has another size than what is stored --------------------------------------------------
+
+
+def resized_at_a_time(images: Tensor, views: Views, pad: int, size: int) -> Tensor:
+    """What torchvision makes of float images with these parameters."""
+    results = []
+    for at, image in enumerate(images.float() / 255):
+        window = [int(part[at]) for part in (views.top, views.left, views.height, views.width)]
+        seen = tv.resized_crop(tv.pad(image, pad), *window, [size, size], antialias=True)
+        seen = tv.horizontal_flip(seen) if views.flip[at] else seen
+        results.append((seen * views.brightness[at]).clamp(0, 1))
+    return torch.stack(results)
+
+
+@pytest.mark.parametrize("crop", ["none", "random", "resized"])
+@pytest.mark.parametrize("size", [28, 20, 9])
+def test_training_crops_of_another_size_are_torchvisions(crop: str, size: int) -> None:
+    images = noise(64)
+    held = pixels(images, pad=2, crop=crop, crop_size=size, flip=True, brightness=63 / 255)
+    views = held.draw(64, seeded())
+    seen = held.augmented(torch.arange(64), views)
+    assert seen.shape == (64, 3, size, size)
+    torch.testing.assert_close(seen, resized_at_a_time(images, views, 2, size), rtol=0, atol=1e-5)
+    if crop == "random":
+        assert {int(top) for top in views.top} == set(range(32 + 4 - size + 1)) or size == 9
+        assert (views.height == size).all()
+
+
+@pytest.mark.parametrize("crop_size", [32, 28, 27, 8])
+@pytest.mark.parametrize("test_size", [None, 32, 36, 40])
+def test_testing_is_torchvisions_resize_and_centre_crop(crop_size: int, test_size: int | None) -> None:
+    images = noise(32)
+    seen = pixels(images, crop_size=crop_size, test_size=test_size).clean(torch.arange(32))
+    resized = tv.resize(images.float() / 255, [test_size or 32, test_size or 32], antialias=True)
+    torch.testing.assert_close(seen, tv.center_crop(resized, [crop_size, crop_size]), rtol=0, atol=1e-5)
+
+
+def test_a_centre_without_resizing_is_cut_out_to_the_bit() -> None:
+    images = noise(8)
+    seen = pixels(images, crop_size=28).clean(torch.arange(8))
+    assert torch.equal(seen, images[:, :, 2:30, 2:30].float() / 255)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"crop_size": 0}, "at least 1"),
+        ({"test_size": -1}, "at least 1"),
+        (
+            {"crop": "random", "crop_size": 37, "pad": 2, "test_size": 40},
+            "no random crop of 37 pixels fits images of 32",
+        ),
+        ({"crop_size": 33}, "images of 32 pixels have no centre of 33; set test_size"),
+        ({"crop_size": 30, "test_size": 29}, "images of 29 pixels have no centre of 30"),
+    ],
+)
+def test_sizes_that_do_not_fit(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        pixels(noise(1), **options)
