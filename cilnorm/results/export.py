@@ -15,7 +15,7 @@ from cilnorm.registry import Registry
 from cilnorm.spec import to_mapping
 from cilnorm.storage.checkpoint import Checkpoints
 from cilnorm.storage.environment import version
-from cilnorm.storage.records import read_environment
+from cilnorm.storage.resumed_files import read_environment
 from cilnorm.storage.run_folder import FolderError, RunFolder
 
 __all__ = ["export"]

@@ -13,7 +13,8 @@ from typing import Any
 
 from cilnorm.files import read_text
 from cilnorm.settings.spec_key import renamed
-from cilnorm.storage.run_folder import MARK, FolderError, RunFolder, read_confusion
+from cilnorm.storage.accuracy_files import read_confusion
+from cilnorm.storage.run_folder import MARK, FolderError, RunFolder
 from cilnorm.values import SpecError, parsed
 
 __all__ = ["RunResult", "by_label", "differing", "flat", "read_result"]

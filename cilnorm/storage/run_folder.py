@@ -8,9 +8,7 @@ has the state and the metrics; ``checkpoints/`` and ``figures/`` hold those.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import json
 import os
 import re
@@ -27,12 +25,13 @@ from cilnorm.images import ImageSet
 from cilnorm.metrics import as_matrix, summarise
 from cilnorm.registry import Registry
 from cilnorm.spec import Spec, from_mapping, to_yaml
+from cilnorm.storage.accuracy_files import ACCURACY, CONFUSION, accuracy_csv, confusion_csv, read_confusion
 from cilnorm.storage.environment import describe, differences
 from cilnorm.storage.own_files import FOLDERS, LOCK, LOG, MARK, FolderError, survey
-from cilnorm.storage.records import CONFUSION, ENVIRONMENT, kept_log, read_confusion, read_environment
+from cilnorm.storage.resumed_files import ENVIRONMENT, kept_log, read_environment
 from cilnorm.values import SpecError, mappings, parsed
 
-__all__ = ["LOCK", "MARK", "FolderError", "RunFolder", "default_folder", "folder_of_seeds", "read_confusion"]
+__all__ = ["LOCK", "MARK", "FolderError", "RunFolder", "default_folder", "folder_of_seeds"]
 
 
 class RunFolder:
@@ -155,7 +154,7 @@ class RunFolder:
             if rows:
                 self.write_accuracy(rows)
             else:
-                (self.path / "accuracy.csv").unlink(missing_ok=True)
+                (self.path / ACCURACY).unlink(missing_ok=True)
         except FolderError:
             raise
         except OSError as error:
@@ -244,27 +243,12 @@ class RunFolder:
         self._write("tuning.json", json.dumps(rows, indent=2) + "\n")
 
     def write_accuracy(self, rows: Sequence[Sequence[float]]) -> None:
-        """accuracy.csv: row t, column u is the accuracy in percent on task u after learning task t, from 1."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["after_task", *(f"task_{u + 1}" for u in range(len(rows)))])
-        for t, row in enumerate(rows):
-            writer.writerow([t + 1, *(repr(value) for value in row), *[""] * (len(rows) - len(row))])
-        self._write("accuracy.csv", text.getvalue())
+        """The accuracies in percent so far; row t holds those on tasks 0 .. t after learning task t."""
+        self._write(ACCURACY, accuracy_csv(rows))
 
     def write_confusion(self, counts: Sequence[Sequence[int]]) -> None:
-        """Adds to confusion.csv, after learning task t, how many test images of each task got a class of each task.
-
-        What an earlier, stopped process wrote of this task or later ones is replaced.
-        """
-        text, after = io.StringIO(), len(counts)
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["after_task", "task", *(f"as_task_{u + 1}" for u in range(after))])
-        before = read_confusion(self.path)[: after - 1]
-        for t, rows in [*enumerate(before, 1), (after, counts)]:
-            for u, row in enumerate(rows, 1):
-                writer.writerow([t, u, *row, *[""] * (after - len(row))])
-        self._write(CONFUSION, text.getvalue())
+        """Adds the counts after the newest task; what an earlier, stopped process wrote of it or later is replaced."""
+        self._write(CONFUSION, confusion_csv(read_confusion(self.path)[: len(counts) - 1], counts))
 
     def write_summary(
         self, state: str, rows: Sequence[Sequence[float]], by_head: Sequence[Sequence[float]] = (), **facts: Any

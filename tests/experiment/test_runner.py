@@ -19,8 +19,9 @@ from cilnorm.experiment.runner import Result, RunStopped, resume, run
 from cilnorm.metrics import as_matrix, summarise
 from cilnorm.registry import Registry
 from cilnorm.spec import Spec, SpecError, read_spec, resolve
+from cilnorm.storage.accuracy_files import read_confusion
 from cilnorm.storage.checkpoint import CheckpointError
-from cilnorm.storage.run_folder import FolderError, read_confusion
+from cilnorm.storage.run_folder import FolderError
 from cilnorm.training.protocol import class_order
 
 Tiny = Callable[..., Spec]

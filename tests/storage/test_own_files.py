@@ -351,7 +351,7 @@ def test_a_damaged_matrix_is_written_anew(folder: Path, whole: Path, registry: R
 
 
 def test_counts_that_were_moved_away_keep_their_tasks(tmp_path: Path) -> None:
-    from cilnorm.storage.run_folder import read_confusion
+    from cilnorm.storage.accuracy_files import read_confusion
 
     folder = RunFolder(tmp_path)
     folder.write_confusion([[1, 2, 3], [4, 5, 6], [7, 8, 9]])
