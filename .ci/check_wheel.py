@@ -8,9 +8,15 @@ from pathlib import Path
 root = Path(__file__).resolve().parent.parent
 [wheel] = Path(sys.argv[1]).glob("*.whl")
 packages = [root / "cilnorm", *sorted((root / "plugins").glob("cilnorm_*"))]
-wanted = {path.relative_to(home.parent).as_posix() for home in packages for path in home.rglob("*.py")}
+SHIPPED = {".py", ".html", ".yaml", ".txt"}
+wanted = {
+    path.relative_to(home.parent).as_posix()
+    for home in packages
+    for path in home.rglob("*")
+    if path.is_file() and (path.suffix in SHIPPED or path.name == "py.typed")
+}
 wanted |= {f"cilnorm/shipped/benchmarks/{path.name}" for path in (root / "benchmarks").glob("*.py")}
-wanted |= {"cilnorm/registry.yaml", "cilnorm/published.yaml", "cilnorm/page.html", "cilnorm/py.typed"}
+wanted |= {"cilnorm/registry.yaml"}
 with zipfile.ZipFile(wheel) as archive:
     held = {name for name in archive.namelist() if ".dist-info/" not in name}
 if held != wanted:

@@ -113,8 +113,8 @@ def test_overwrite_replaces_all_that_a_run_and_its_loggers_wrote(
 
 
 def test_a_run_and_its_probe_leave_own_names_alone(folder: Path, registry: Registry) -> None:
-    from cilnorm.loggers import Loggers
-    from cilnorm.probe import bn_bias
+    from cilnorm.experiment.loggers import Loggers
+    from cilnorm.results.probe import bn_bias
 
     with Loggers(["csv", "tensorboard"], registry) as logging:
         resume(folder, registry=registry, watch=[logging], **CPU)
