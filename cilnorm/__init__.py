@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from cilnorm.progress import Display
     from cilnorm.runner import resume, run
     from cilnorm.spec import Spec, resolve
+    from cilnorm.telling import forget, rows, tell_rows
 
 __all__ = [
     "Composition",
@@ -26,19 +27,25 @@ __all__ = [
     "Display",
     "Spec",
     "convert_norms",
+    "forget",
     "norm_act_factory",
     "norm_factory",
     "registry",
     "resolve",
     "resume",
+    "rows",
     "run",
     "set_composition",
+    "tell_rows",
 ]
 
 _HOMES = {
     "Composition": "batch",
     "CompositionWarning": "batch",
     "set_composition": "batch",
+    "forget": "telling",
+    "rows": "telling",
+    "tell_rows": "telling",
     "convert_norms": "norms",
     "norm_act_factory": "norms",
     "norm_factory": "norms",

@@ -42,6 +42,7 @@ from cilnorm.protocol import Part, Protocol, plan_epoch
 from cilnorm.registry import Registry
 from cilnorm.spec import Spec
 from cilnorm.streams import generator
+from cilnorm.telling import tell_batch
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -158,6 +159,7 @@ class _Work:
             self._observe(net)
             with torch.no_grad():
                 for batch in self._batches(pool, "statistics", 0):
+                    tell_batch(net, batch, self.tasks[-1])
                     net(batch.images)
         if variant != "statistics":
             for layer, original in zip(layers, self._layers(self.parts.net), strict=True):
@@ -192,7 +194,8 @@ class _Work:
         net = self.parts.net.eval()
         layers = {name: layer for name, layer in norm_layers(net, self.spec, self.registry).items() if _averages(layer)}
         recorders = {name: copy.deepcopy(layer).train() for name, layer in layers.items()}
-        self._observe(nn.ModuleList(recorders.values()))
+        told = nn.ModuleList(recorders.values())
+        self._observe(told)
         handles = []
         for name, layer in layers.items():
             _start_anew(recorders[name])
@@ -200,6 +203,7 @@ class _Work:
         shuffled = torch.randperm(len(pool), generator=generator(self.spec.seed, "probe"))[:MEASURED]
         with torch.no_grad():
             for batch in self._batches(pool[shuffled], "measure", 0):
+                tell_batch(told, batch, self.tasks[-1])
                 net(batch.images)
         for handle in handles:
             handle.remove()

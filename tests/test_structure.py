@@ -18,7 +18,7 @@ from tests.conftest import ROOT
 # A module imports only from rows above its own, and within its row from those named in WITHIN.
 ROWS = (
     ("hookspecs", "batch", "images", "streams", "files", "layout", "sealed", "values", "text", "identity", "output"),
-    ("losses", "heads", "network", "registry", "charts", "orders"),
+    ("losses", "heads", "rows_aware", "telling", "network", "registry", "charts", "orders"),
     ("method", "local_similarity", "precision"),
     ("data", "memory", "protocol", "norms", "options"),
     ("feed",),
@@ -37,7 +37,8 @@ ROWS = (
     ("cli",),
 )
 WITHIN = {
-    "network": {"heads"},
+    "network": {"heads", "rows_aware"},
+    "telling": {"rows_aware"},
     "local_similarity": {"method"},
     "evaluation": {"assemble"},
     "folder": {"metrics", "environment", "records"},
