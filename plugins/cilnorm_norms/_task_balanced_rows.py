@@ -64,7 +64,8 @@ class RowPlanner:
         rule: after so many tasks.
         balanced: whether a past row weighs more than a current one in the gradients of γ and β: as many times as there
             are splits, or where rows weigh in the statistics as much as there.
-        splits, weighs: (N + 1,), what the rule says of 0, 1, ... past rows.
+        splits, weighs, ratios: (N + 1,), what the rule says of 0, 1, ... past rows, and r; compiled code reads them
+            rather than the number of tasks, which would compile it anew for every task.
         plans: those that were made, by type.
     """
 
@@ -73,6 +74,7 @@ class RowPlanner:
     balanced: bool
     splits: Tensor
     weighs: Tensor
+    ratios: Tensor
     plans: dict[torch.dtype, RowPlan] = field(default_factory=dict, repr=False)
 
     def __deepcopy__(self, memo: object) -> RowPlanner:
@@ -89,14 +91,15 @@ class RowPlanner:
         return self.plans[dtype]
 
     def _made(self, dtype: torch.dtype, most: int) -> RowPlan:
-        past, rows = self.past, len(self.past)
+        past = self.past
         own, count = ~past, past.sum()
         # Not splits[count], which would read the index back from the device.
-        found, exact = (table.index_select(0, count.view(1)) for table in (self.splits, self.weighs))
+        tables = (self.splits, self.weighs, self.ratios)
+        found, exact, ratio = (table.index_select(0, count.view(1)) for table in tables)
+        ratio = ratio.to(dtype)
         number = torch.arange(most, device=past.device)
         mine = ((own.cumsum(0) - 1).remainder(found) == number[:, None]) & own  # (S, N)
         exists = number < found
-        ratio = (self.rule.task * (rows - count)).to(dtype) / count.clamp(min=1)
         heavy = torch.where(exact & own, 1 / ratio.clamp(min=torch.finfo(dtype).tiny), 1.0)
         weights = ((mine | past) & exists[:, None]) * heavy
         total = weights.sum(1, keepdim=True)
@@ -120,10 +123,12 @@ def plan_rows(past: Tensor, rule: Rule, balanced: bool) -> RowPlanner:
 
 
 @functools.lru_cache(maxsize=256)
-def _table(rule: Rule, rows: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """What the rule says of 0, 1, ... rows past rows, where the mask is."""
+def _table(rule: Rule, rows: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """What the rule says of 0, 1, ... rows past rows, and r, where the mask is."""
     splits, weighs = zip(*(rule(rows - past, past) for past in range(rows + 1)), strict=True)
-    return torch.tensor(splits, device=device), torch.tensor(weighs, device=device)
+    ratios = [rule.task * (rows - past) / max(past, 1) for past in range(rows + 1)]
+    ratio = torch.tensor(ratios, dtype=torch.float64).to(device)
+    return torch.tensor(splits, device=device), torch.tensor(weighs, device=device), ratio
 
 
 def normalise_rows(
