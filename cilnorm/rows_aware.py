@@ -81,7 +81,7 @@ class Telling:
     def __init__(self, rows: Rows, repeat: bool = False) -> None:
         self.rows, self.repeat, self.open = rows, repeat, True
         self.taken = [False]  # shared with whoever must know later whether anybody asked for the terms
-        self._terms: dict[str, Tensor] = {}
+        self._terms: dict[str, list[Tensor]] = {}
 
     def close(self) -> None:
         """Ends it: a training pass that needs it raises from now on."""
@@ -90,12 +90,13 @@ class Telling:
 
     def add_term(self, name: str, value: Tensor) -> None:
         """Adds a layer's term of the loss to what other layers gave under that name."""
-        self._terms[name] = self._terms[name] + value if name in self._terms else value
+        # Summed when they are taken: compiled code must not have an earlier pass's term for an input.
+        self._terms.setdefault(name, []).append(value)
 
     def take_terms(self) -> dict[str, Tensor]:
         """What the layers of the last forward pass want added to the loss, by name; they are handed out once."""
         terms, self._terms, self.taken[0] = self._terms, {}, True
-        return terms
+        return {name: torch.stack(values).sum() for name, values in terms.items()}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Telling:
         return self

@@ -243,9 +243,10 @@ class TaskBalancedBatchNorm2d(BatchNormBase, CompositionAware, RowsAware):
 
     def _plan_for(self, x: Tensor) -> Plan | RowPlanner:
         if self.plan is None:
-            in_order, any_order = self.take(x).reduced
-            # Compiled code for any order knows no numbers of rows, so it fits the next batch as well.
-            return any_order if in_order is None or torch.compiler.is_compiling() else in_order
+            reduced = self.take(x).reduced
+            # Compiled code for any order knows no numbers of rows, so it fits the next batch as well; and it must not
+            # so much as look whether there is a plan for ordered rows.
+            return reduced[1] if torch.compiler.is_compiling() or reduced[0] is None else reduced[0]
         if self.plan.rows != x.shape[0]:
             raise ValueError(
                 f"the composition says {self.plan.rows} rows, the batch has {x.shape[0]}; set it for each batch"
