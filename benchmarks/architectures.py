@@ -23,8 +23,9 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
+from benchmarks.told import tell
 from cilnorm import registry
-from cilnorm.batch import Composition, set_composition
+from cilnorm.batch import Composition
 from cilnorm.norms import convert_norms, norm_act_factory, norm_factory
 
 TABLE = Path(__file__).parent.parent / "docs" / "architectures.md"
@@ -164,7 +165,7 @@ def trains(make: Callable[[], nn.Module], size: int) -> str:
     """Whether a training step gives finite gradients."""
     try:
         model = make().train()
-        set_composition(model, COMPOSITION, expect_listeners=False)
+        tell(model, COMPOSITION)
         outputs(model, torch.randn(COMPOSITION.rows, 3, size, size)).square().mean().backward()
     except ValueError as error:
         return f"no, {reason(error)}"

@@ -20,8 +20,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from benchmarks.told import tell
 from cilnorm import registry
-from cilnorm.batch import Composition, set_composition
+from cilnorm.batch import Composition
 from cilnorm.norms import norm_factory
 
 COMPOSITION = Composition(48, 16, 9)
@@ -42,7 +43,7 @@ def step(
     x = torch.randn(*shape, device=device).to(dtype).contiguous(memory_format=layout).requires_grad_()
     g = torch.randn(*shape, device=device).to(dtype).contiguous(memory_format=layout)
     layer.to(device).train()
-    set_composition(layer, COMPOSITION, expect_listeners=False)
+    tell(layer, COMPOSITION)
 
     def run() -> None:
         torch.autograd.grad(layer(x), [x, *layer.parameters()], g)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from cilnorm.experiment.runner import resume, run
     from cilnorm.norms import convert_norms, norm_act_factory, norm_factory
     from cilnorm.spec import Spec, resolve
+    from cilnorm.telling import forget, rows, tell_rows
 
 __all__ = [
     "Composition",
@@ -29,22 +30,28 @@ __all__ = [
     "Spec",
     "compare",
     "convert_norms",
+    "forget",
     "norm_act_factory",
     "norm_factory",
     "registry",
     "report",
     "resolve",
     "resume",
+    "rows",
     "run",
     "run_seeds",
     "set_composition",
     "table",
+    "tell_rows",
 ]
 
 _HOMES = {
     "Composition": "batch",
     "CompositionWarning": "batch",
     "set_composition": "batch",
+    "forget": "telling",
+    "rows": "telling",
+    "tell_rows": "telling",
     "convert_norms": "norms",
     "norm_act_factory": "norms",
     "norm_factory": "norms",

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import warnings
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
@@ -82,6 +84,16 @@ class Task:
         """The columns of the logits that belong to task ``index``."""
         start = sum(self.sizes[:index])
         return slice(start, start + self.sizes[index])
+
+    def of(self, targets: Tensor) -> Tensor:
+        """The task that each label (N,) belongs to, counted from 0, int64; no device is waited for."""
+        return torch.bucketize(targets, _ends(self.sizes, targets.device), right=True)
+
+
+@functools.lru_cache(maxsize=16)
+def _ends(sizes: tuple[int, ...], device: torch.device) -> Tensor:
+    """The first label after each task, kept on the device so that a captured step can read it."""
+    return torch.tensor(list(itertools.accumulate(sizes)), device=device)
 
 
 @dataclass(frozen=True, eq=False)

@@ -48,6 +48,7 @@ class Norm(Record):
 
     Attributes:
         composition_aware: whether the layer's modules are ``CompositionAware``.
+        needs_rows: whether they must know the task or label of every row, see ``cilnorm.rows``.
         tune: options of ``build`` that are to be chosen on validation data, with the values to try in order of size.
             A value that ``build`` refuses for a layer's width (ValueError) is no candidate for that network.
         check: compares the layer with a slow reference, in a second or so, and raises if they differ; for
@@ -55,6 +56,7 @@ class Norm(Record):
     """
 
     composition_aware: bool = False
+    needs_rows: bool = False
     tune: Mapping[str, tuple[Any, ...]] = field(default_factory=dict, hash=False)
     check: Callable[[], None] | None = None
 

@@ -27,7 +27,8 @@ class Schedule:
     Attributes:
         epochs: passes over the images of a task.
         lr: learning rate at the start.
-        momentum, weight_decay: of SGD; the decay applies to every weight, norms included.
+        momentum, weight_decay: of SGD; the decay applies to every weight, norms included, but those that a module
+            names in ``without_decay``.
         annealing: ``steps``: at milestones; ``cosine``: along half a cosine wave that starts with the second epoch, so
             that the first two share a rate, as the code of PODNet and AFC has it.
         milestones: epochs, counted from 0, from which on the rate of ``steps`` is multiplied by ``gamma``.

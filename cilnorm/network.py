@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from cilnorm.batch import Composition, set_composition
 from cilnorm.heads import Head
+from cilnorm.rows_aware import Rows, RowsAware, Telling
 
 __all__ = ["Network", "Output"]
 
@@ -28,20 +29,27 @@ class Output(NamedTuple):
     maps: list[Tensor]
 
 
-class Network(nn.Module):
+class Network(RowsAware):
     """Classifies with ``head`` what ``backbone`` embeds; remembers what composition its layers were told."""
 
     def __init__(self, backbone: nn.Module, head: Head) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = head
-        self._told: Composition | None = None
+        self._composition: Composition | None = None
+
+    def receive(self, telling: Telling, rows: Rows) -> None:
+        """Its layers are told of rows instead of a composition."""
+        self.forget()
+
+    def forget(self) -> None:
+        self._composition = None
 
     def observe(self, composition: Composition) -> None:
         """Tells the layers what the next training batches are made of, if that is news."""
-        if composition != self._told:
+        if composition != self._composition:
             set_composition(self, composition, expect_listeners=False)
-            self._told = composition
+            self._composition = composition
 
     def forward(self, images: Tensor) -> Output:
         embedding, maps = self.backbone(images)

@@ -16,8 +16,8 @@ FOLDER = Path(__file__).parent / "assets" / "golden"
 class Golden:
     """One file: arrays by key, and the settings that made them in ``meta``."""
 
-    def __init__(self, name: str) -> None:
-        with np.load(FOLDER / f"{name}.npz") as file:
+    def __init__(self, name: str, folder: Path = FOLDER) -> None:
+        with np.load(folder / f"{name}.npz") as file:
             self.arrays = {key: file[key] for key in file.files}
         self.meta: dict[str, Any] = json.loads(str(self.arrays["meta"]))
 

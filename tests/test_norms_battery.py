@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from benchmarks.told import tell
 from cilnorm import registry
 from cilnorm.batch import Composition, set_composition
 from cilnorm.norms import norm_factory
@@ -30,7 +31,7 @@ def make(name: str, channels: int = 8, **options: object) -> nn.Module:
     generator = torch.Generator().manual_seed(1)
     for parameter in layer.parameters():
         parameter.data = torch.rand(parameter.shape, generator=generator) + 0.5
-    set_composition(layer, TOLD, expect_listeners=False)
+    tell(layer, TOLD)
     return layer
 
 
@@ -40,12 +41,13 @@ def rows(*size: int, count: int = 16, dtype: torch.dtype = torch.float32, seed: 
 
 
 def step(layer: nn.Module, x: Tensor) -> list[Tensor]:
-    """One training step: output, every gradient, every buffer."""
+    """One training step: output, every gradient (0 where a parameter has no part in it), every buffer."""
     layer.zero_grad()
     x = x.detach().clone(memory_format=torch.preserve_format).requires_grad_()
     y = layer(x)
     y.backward(torch.sin(y.detach()))
-    return [y.detach(), x.grad, *(p.grad.clone() for p in layer.parameters()), *(b.clone() for b in layer.buffers())]
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in layer.parameters()]
+    return [y.detach(), x.grad, *gradients, *(b.clone() for b in layer.buffers())]
 
 
 def assert_same(actual: list[Tensor], expected: list[Tensor], tolerance: float = 1e-5) -> None:

@@ -11,14 +11,28 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
+import cilnorm
+from benchmarks.told import tell
 from cilnorm import registry
-from cilnorm.batch import Composition, set_composition
+from cilnorm.batch import Composition
 from cilnorm.norms import convert_sync, norm_act_factory, norm_factory
 
 NAMES = list(registry.load().norms)
 # Of each process: a number of splits (8) that doesn't divide its current rows, one that does, and no past rows at all.
 COMPOSITIONS = [Composition(12, 4, 3), Composition(24, 8, 4), Composition(10, 0, 3)]
 RANKS = 2
+# Rows in any order, unequally many of each kind: the step between past rows of either process.
+MIXED: list[tuple[dict[str, Any], tuple[int, int]]] = [
+    ({}, (4, 2)),
+    ({"splits": "divisor"}, (4, 3)),
+    ({"splits": "exact", "affine_gradient": "balanced"}, (5, 2)),
+]
+
+
+def mixed_rows(rank: int, gaps: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """A process's mask, every so many-th row past, and its rows."""
+    mask = torch.arange(16) % gaps[rank] == 1
+    return mask, rows(Composition(16, 0, 0), rank)
 
 
 def cases() -> list[tuple[str, int, dict[str, Any]]]:
@@ -59,9 +73,14 @@ def work(rank: int, folder: Path) -> None:
         composition = COMPOSITIONS[index]
         net = convert_sync(network(name, options))
         copy.deepcopy(net)  # a teacher
-        set_composition(net, composition)
+        tell(net, composition)
         inputs = [rows(composition, rank), rows(composition, rank + RANKS)]
         results.append(step(DistributedDataParallel(net), inputs, 1.0))
+    for options, gaps in MIXED:
+        net = DistributedDataParallel(convert_sync(network("tbbn", options)))
+        mask, x = mixed_rows(rank, gaps)
+        with cilnorm.rows(net, past=mask, task=4):
+            results.append(step(net, [x], 1.0))
     torch.save(results, folder / f"{rank}.pt")
     distributed.destroy_process_group()
 
@@ -83,7 +102,7 @@ def test_two_processes_equal_one(two_processes: list[list[dict[str, Tensor]]], c
     name, index, options = cases()[case]
     told = COMPOSITIONS[index]
     net = network(name, options)
-    set_composition(net, Composition(RANKS * told.current, RANKS * told.past, told.task))
+    tell(net, told, RANKS)
     batches = [gathered([rows(told, rank + RANKS * each) for rank in range(RANKS)], told) for each in range(2)]
     expected = step(net, batches, 1 / RANKS)  # for DDP averages the gradients of parameters over processes
     shares = [results[case] for results in two_processes]
@@ -99,3 +118,23 @@ def test_every_layer_with_running_averages_can_be_synchronised() -> None:
     for name in NAMES:
         layer = norm_factory(name)(8)
         assert hasattr(layer, "synchronise") == bool(list(layer.buffers()))
+
+
+@pytest.mark.parametrize("case", range(len(MIXED)))
+def test_two_processes_with_rows_in_any_order_equal_one(
+    two_processes: list[list[dict[str, Tensor]]], case: int
+) -> None:
+    """And the processes need not hold equally many rows of a kind."""
+    options, gaps = MIXED[case]
+    net = network("tbbn", options)
+    masks, parts = zip(*(mixed_rows(rank, gaps) for rank in range(RANKS)), strict=True)
+    assert masks[0].sum() != masks[1].sum()
+    with cilnorm.rows(net, past=torch.cat(masks), task=4):
+        expected = step(net, [torch.cat(parts)], 1 / RANKS)
+    shares = [results[len(cases()) + case] for results in two_processes]
+    close = {"rtol": 1e-8, "atol": 1e-10}
+    torch.testing.assert_close(torch.cat([share["y"] for share in shares]), expected.pop("y"), **close)
+    torch.testing.assert_close(torch.cat([share["gx"] for share in shares]), RANKS * expected.pop("gx"), **close)
+    for share in shares:
+        for key, value in expected.items():
+            torch.testing.assert_close(share[key], value, **close, msg=lambda text, key=key: f"{key}: {text}")

@@ -39,6 +39,7 @@ from cilnorm.spec import Spec
 from cilnorm.storage.checkpoint import Checkpoints
 from cilnorm.storage.figures import COLOURS, save
 from cilnorm.storage.run_folder import FolderError, RunFolder
+from cilnorm.telling import tell_batch
 from cilnorm.training.batches import EpochBatches, draw_batches
 from cilnorm.training.epoch_plan import RowSource, plan_epoch
 from cilnorm.training.protocol import Protocol
@@ -159,6 +160,7 @@ class _Work:
             self._observe(net)
             with torch.no_grad():
                 for batch in self._batches(pool, "statistics", 0):
+                    tell_batch(net, batch, self.tasks[-1])
                     net(batch.images)
         if variant != "statistics":
             for layer, original in zip(layers, self._layers(self.parts.net), strict=True):
@@ -193,7 +195,8 @@ class _Work:
         net = self.parts.net.eval()
         layers = {name: layer for name, layer in norm_layers(net, self.spec, self.registry).items() if _averages(layer)}
         recorders = {name: copy.deepcopy(layer).train() for name, layer in layers.items()}
-        self._observe(nn.ModuleList(recorders.values()))
+        told = nn.ModuleList(recorders.values())
+        self._observe(told)
         handles = []
         for name, layer in layers.items():
             _start_anew(recorders[name])
@@ -201,6 +204,7 @@ class _Work:
         shuffled = torch.randperm(len(pool), generator=generator(self.spec.seed, "probe"))[:MEASURED]
         with torch.no_grad():
             for batch in self._batches(pool[shuffled], "measure", 0):
+                tell_batch(told, batch, self.tasks[-1])
                 net(batch.images)
         for handle in handles:
             handle.remove()

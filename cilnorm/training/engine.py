@@ -7,11 +7,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cilnorm.batch import Batch, Task
 from cilnorm.method import Method, Past, Phase, Schedule, Step
 from cilnorm.network import Network
+from cilnorm.telling import needs_rows, tell_batch
 from cilnorm.training.batches import EpochBatches
 from cilnorm.training.precision import Precision, forward
 from cilnorm.training.randomness import stream_seed
@@ -26,7 +27,9 @@ class NonFiniteLoss(ArithmeticError):
 class Engine:
     """Trains a network through one phase: a fresh optimiser, the method's loss, its terms summed on the device.
 
-    Weights that the method lets stand still require no gradient until another phase moves them.
+    Weights that the method lets stand still require no gradient until another phase moves them. A module may keep some
+    of its own parameters out of weight decay by naming them in a tuple ``without_decay``. Layers that need to know of
+    every row are told before each step; what they want added to the loss is a term beside the method's.
 
     Args:
         seed: of the gradient noise, if the phase wants any.
@@ -52,11 +55,12 @@ class Engine:
         net.requires_grad_(False)
         for parameter in self.parameters:
             parameter.requires_grad_()
+        self._needs_rows = needs_rows(net)
         # On a GPU the rate is a tensor, so that a captured step follows it, and the update is one kernel.
         self._on_gpu = self.device.type == "cuda"
         self._rate: Tensor | float = torch.tensor(schedule.lr, device=self.device) if self._on_gpu else schedule.lr
         self.optimizer = torch.optim.SGD(
-            self.parameters,
+            _groups(net, self.parameters),
             lr=self._rate,
             momentum=schedule.momentum,
             weight_decay=schedule.weight_decay,
@@ -127,8 +131,11 @@ class Engine:
         if self.past is not None:
             with torch.no_grad():
                 old = forward(self.past.net, batch.images, self.precision)
+        told = tell_batch(self.net, batch, self.task) if self._needs_rows else None
         out = forward(self.net, batch.images, self.precision)
         terms = self.method.loss(Step(out, old, self.past, batch, self.task, self.phase, self.net))
+        if told:
+            terms = {**terms, **told.take_terms()}
         self.optimizer.zero_grad(set_to_none=True)
         torch.stack(list(terms.values())).sum().backward()
         if self.schedule.clip:
@@ -161,3 +168,13 @@ class Engine:
             if not math.isfinite(mean):
                 raise NonFiniteLoss(f"the term {name!r} of the loss became {mean}")
         return means
+
+
+def _groups(net: Network, parameters: list[nn.Parameter]) -> list[Any]:
+    """The parameters as the optimiser takes them; those that a module keeps out of weight decay are a second group."""
+    spared = {id(module._parameters[name]) for module in net.modules() for name in getattr(module, "without_decay", ())}
+    decayed = [parameter for parameter in parameters if id(parameter) not in spared]
+    if len(decayed) == len(parameters):
+        return parameters
+    others = [parameter for parameter in parameters if id(parameter) in spared]
+    return [{"params": decayed}, {"params": others, "weight_decay": 0.0}]

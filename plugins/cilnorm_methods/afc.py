@@ -27,6 +27,7 @@ from cilnorm.batch import Batch, Task
 from cilnorm.losses import channel_importance, nca, weighted_map_distance
 from cilnorm.method import Past, Step
 from cilnorm.network import Network
+from cilnorm.telling import tell_batch
 from cilnorm_methods._local_similarity import LocalSimilarity
 
 
@@ -62,6 +63,7 @@ class AFC(LocalSimilarity):
         sums: list[Tensor] = []
         for batch in batches():
             measured.observe(batch.composition)
+            tell_batch(measured, batch, task)
             out = measured(batch.images)
             gradients = torch.autograd.grad(nca(out.logits, batch.targets, self.margin), out.maps)
             added = [channel_importance(gradient) for gradient in gradients]

@@ -10,15 +10,8 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _NormBase
 
+from cilnorm.rows_aware import recomputing
 from cilnorm_norms import _passes
-
-
-def recomputing() -> bool:
-    """Whether this forward pass repeats an earlier one because activation checkpointing threw its results away.
-
-    Averages must not move a second time then. Such a pass runs inside a backward pass, and torch numbers those.
-    """
-    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
 def check_images(x: Tensor) -> None:

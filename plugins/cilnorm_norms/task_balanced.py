@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
@@ -32,11 +33,13 @@ from torch import Tensor
 
 from cilnorm.batch import Composition, CompositionAware
 from cilnorm.hookspecs import Norm, hookimpl
+from cilnorm.rows_aware import Rows, RowsAware
 from cilnorm_norms import _task_balanced_check
-from cilnorm_norms._base import BatchNormBase, check_images
+from cilnorm_norms._base import BatchNormBase, Ranks, check_images
 from cilnorm_norms._task_balanced_function import Plan, TaskBalancedFunction
+from cilnorm_norms._task_balanced_rows import RowPlanner, normalise_rows, plan_rows
 
-SplitRule = Literal["released", "divisor", "exact"]
+SplitRule = Literal["released", "divisor", "exact", "auto"]
 AffineGradient = Literal["released", "balanced"]
 
 
@@ -47,7 +50,8 @@ def feasible_splits(composition: Composition, rule: SplitRule | int) -> int:
         composition: what the batch is made of.
         rule: ``released``: the largest common divisor of the current and the past rows not above r = task · current /
             past; ``divisor``: the largest divisor of the current rows not above r; ``exact``: 1, for current rows weigh
-            1 / r instead of being split; an integer: that many.
+            1 / r instead of being split; ``auto``: ``released`` where that comes as near to r as it does for the
+            paper's batches, more than half of it, else ``exact``; an integer: that many.
 
     Returns:
         1 where there is nothing to balance: no past rows, no current rows, or no task learned before.
@@ -62,14 +66,56 @@ def feasible_splits(composition: Composition, rule: SplitRule | int) -> int:
         if current % rule:
             raise ValueError(f"{current} current rows can't be cut into {rule} splits")
         return rule
-    pool = math.gcd(current, past) if rule == "released" else current
-    return max((d for d in range(1, pool + 1) if pool % d == 0 and d * past <= task * current), default=1)
+    pool = current if rule == "divisor" else math.gcd(current, past)
+    found = max((d for d in range(1, pool + 1) if pool % d == 0 and d * past <= task * current), default=1)
+    return 1 if rule == "auto" and _too_few(found, composition) else found
 
 
-class TaskBalancedBatchNorm2d(BatchNormBase, CompositionAware):
+def weighs_rows(composition: Composition, rule: SplitRule | int) -> bool:
+    """Whether current rows weigh 1 / r in such a batch instead of being split."""
+    current, past, task = composition.current, composition.past, composition.task
+    if not (current and past and task) or rule not in ("exact", "auto"):
+        return False
+    return rule == "exact" or _too_few(feasible_splits(composition, "released"), composition)
+
+
+def _too_few(splits: int, composition: Composition) -> bool:
+    """Whether so many splits leave the current task twice the weight of a past one, or more.
+
+    At 48 : 16 the released code stays below 1.9 times.
+    """
+    return 2 * splits * composition.past <= composition.task * composition.current
+
+
+@dataclass(frozen=True)
+class RowRule:
+    """The rule for batches after ``task`` learned tasks, whatever their numbers of rows."""
+
+    splits: SplitRule | int
+    task: int
+
+    def most(self, rows: int) -> int:
+        """A bound on the splits of any batch of so many rows."""
+        if isinstance(self.splits, int):
+            return self.splits
+        return {"exact": 1, "divisor": max(rows - 1, 1)}.get(self.splits, max(rows // 2, 1))
+
+    def __call__(self, current: int, past: int) -> tuple[int, bool]:
+        """The splits of a batch, and whether its current rows weigh 1 / r instead of being split."""
+        if isinstance(self.splits, int):  # whether it divides the current rows is looked at where they are known
+            return (self.splits if current and past and self.task else 1), False
+        if not self.task:
+            return 1, False
+        composition = Composition(current, past, self.task)
+        return feasible_splits(composition, self.splits), weighs_rows(composition, self.splits)
+
+
+class TaskBalancedBatchNorm2d(BatchNormBase, CompositionAware, RowsAware):
     """Task-balanced batch normalisation of (N, C, H, W), https://arxiv.org/abs/2201.12559.
 
-    For training the layer must know what the batch is made of (``cilnorm.batch.set_composition``). Its state is that of
+    For training the layer must know what the batch is made of: ``cilnorm.set_composition`` where rows stand current
+    first, ``cilnorm.rows`` in any order. Where both say the same, outputs, gradients and averages agree to rounding
+    (1e-6 in float32); rows that happen to stand current first, on the CPU, agree to the bit. Its state is that of
     ``BatchNorm2d``; the composition is no part of it.
 
     Args:
@@ -77,7 +123,8 @@ class TaskBalancedBatchNorm2d(BatchNormBase, CompositionAware):
         splits (r): how current rows are balanced against past ones. ``released``: as the released code does, splits in
             a number that divides current and past rows. ``divisor``: splits in a number that divides the current rows.
             ``exact``: no splits, every task has the same weight: moments of all rows, a current one weighing 1 / r,
-            r = task · current / past. A number: that many splits. See ``feasible_splits``.
+            r = task · current / past. ``auto``: ``released`` where that leaves the current task less than twice the
+            weight of a past one, else ``exact``. A number: that many splits. See ``feasible_splits``.
         affine_gradient: how rows weigh in the gradients of γ and β. ``released``: all weigh 1; ``balanced``: a past row
             weighs r times a current one, all rows 1 in the mean; r is the number of splits, with ``exact`` the r above.
 
@@ -110,51 +157,96 @@ class TaskBalancedBatchNorm2d(BatchNormBase, CompositionAware):
         self.plan: Plan | None = None
 
     def compose(self, composition: Composition) -> None:
-        """Says what the next training batches are made of.
+        """Says what the next training batches are made of, current rows first.
 
         Raises:
             ValueError: a fixed number of splits that doesn't divide the current rows.
         """
+        RowsAware.forget(self)
+        self.plan, self.doubt = self._plan_of(composition), self._doubt_of(composition)
+
+    def _plan_of(self, composition: Composition) -> Plan:
         rows, current, past = composition.rows, composition.current, composition.past
-        self.plan, self.doubt = Plan(rows, rows), None
         if not (current and past):
-            return
+            return Plan(rows, rows)
         ranks = self.ranks()
         size = ranks.size if ranks else 1
-        splits = feasible_splits(Composition(size * current, size * past, composition.task), self.splits)
+        everywhere = Composition(size * current, size * past, composition.task)
+        splits, exact = feasible_splits(everywhere, self.splits), weighs_rows(everywhere, self.splits)
         ratio = composition.task * current / past
-        weight = 1 / ratio if self.splits == "exact" else 1.0
-        if splits > 1 or weight != 1:
-            gains = 1.0, 1.0
-            if self.affine_gradient == "balanced":
-                times = ratio if self.splits == "exact" else float(splits)
-                gains = rows / (current + times * past), rows * times / (current + times * past)
-            self.plan = Plan(rows, current, splits, weight, *gains)
-        elif self.splits in ("released", "divisor") and ratio >= 2:
-            self.doubt = (
-                f"splits={self.splits!r} finds no way to split {size * current} current rows beside {size * past} past "
-                f"ones, though r is {ratio:.3g}, so this is plain batch normalisation; take splits='exact', which fits "
-                "any numbers of rows, or numbers with a common divisor"
-            )
+        weight = 1 / ratio if exact else 1.0
+        if splits == 1 and weight == 1:
+            return Plan(rows, rows)
+        if self.affine_gradient == "released":
+            return Plan(rows, current, splits, weight)
+        times = ratio if exact else float(splits)
+        mean = (current + times * past) / rows
+        return Plan(rows, current, splits, weight, 1 / mean, times / mean)
+
+    def _doubt_of(self, composition: Composition) -> str | None:
+        """Why the layer can't balance such batches, if it can't."""
+        current, past = composition.current, composition.past
+        if not (current and past) or self.splits not in ("released", "divisor"):
+            return None
+        ratio = composition.task * current / past
+        ranks = self.ranks()
+        size = ranks.size if ranks else 1
+        if ratio < 2 or feasible_splits(Composition(size * current, size * past, composition.task), self.splits) > 1:
+            return None
+        return (
+            f"splits={self.splits!r} finds no way to split {size * current} current rows beside {size * past} past "
+            f"ones, though r is {ratio:.3g}, so this is plain batch normalisation; take splits='exact', which fits "
+            "any numbers of rows, or numbers with a common divisor"
+        )
+
+    def reduce(self, rows: Rows) -> tuple[Plan | None, RowPlanner]:
+        """A plan for rows that stand current first, if they do, and what makes one for any order.
+
+        Raises:
+            ValueError: a fixed number of splits that doesn't divide the current rows.
+        """
+        self.plan = None
+        ranks = self.ranks() if self.synchronised else None
+        key = "tbbn", self.splits, self.affine_gradient, ranks and id(ranks.group)
+        return rows.once(key, lambda: self._reduced(rows, ranks))
+
+    def _reduced(self, rows: Rows, ranks: Ranks | None) -> tuple[Plan | None, RowPlanner]:
+        past = rows.past
+        if ranks:
+            past = ranks.gather(past.to(torch.uint8)).flatten().bool()
+        if isinstance(self.splits, int) and rows.task:
+            count = int(past.sum())  # the one rule that has to wait for the device
+            feasible_splits(Composition(len(past) - count, count, rows.task), self.splits)
+        in_order = self._plan_of(rows.composition) if rows.composition and not ranks else None
+        return in_order, plan_rows(past, RowRule(self.splits, rows.task), self.affine_gradient == "balanced")
+
+    def forget(self) -> None:
+        """Knows nothing of any batch, as when it was new."""
+        super().forget()
+        self.plan = None
 
     def synchronise(self, process_group: Any = None) -> None:
         super().synchronise(process_group)
-        self.plan = None  # the number of splits is that of the rows of all ranks, so the composition must be set again
+        self.forget()  # the number of splits is that of the rows of all ranks, so the composition must be set again
 
     def forward(self, x: Tensor) -> Tensor:
         check_images(x)
         plan = self._plan_for(x) if self.training else None
-        if plan is None or plan.current == plan.rows:
+        if plan is None or (isinstance(plan, Plan) and plan.current == plan.rows):
             return self.batch_norm(x)
-        y, mean, var = TaskBalancedFunction.apply(x, self.weight, self.bias, self.eps, plan, self.ranks())
+        if isinstance(plan, RowPlanner):
+            y, mean, var = normalise_rows(x, self.weight, self.bias, self.eps, plan, self.ranks())
+        else:
+            y, mean, var = TaskBalancedFunction.apply(x, self.weight, self.bias, self.eps, plan, self.ranks())
         self.track(mean, var)
         return y
 
-    def _plan_for(self, x: Tensor) -> Plan:
+    def _plan_for(self, x: Tensor) -> Plan | RowPlanner:
         if self.plan is None:
-            raise RuntimeError(
-                "the layer does not know what the batch is made of; call cilnorm.set_composition(model, composition)"
-            )
+            reduced = self.take(x).reduced
+            # Compiled code for any order knows no numbers of rows, so it fits the next batch as well; and it must not
+            # so much as look whether there is a plan for ordered rows.
+            return reduced[1] if torch.compiler.is_compiling() or reduced[0] is None else reduced[0]
         if self.plan.rows != x.shape[0]:
             raise ValueError(
                 f"the composition says {self.plan.rows} rows, the batch has {x.shape[0]}; set it for each batch"

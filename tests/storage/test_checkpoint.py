@@ -192,4 +192,4 @@ def test_what_layers_were_told_is_no_part_of_it(tmp_path: Path) -> None:
     of(tmp_path).write(state, net, engine)
     fresh = network(0)
     read(tmp_path, fresh)
-    assert fresh._told is None
+    assert fresh._composition is None

@@ -1,0 +1,168 @@
+"""Task-balanced normalisation of rows in any order, as weights over rows.
+
+With m_j and v_j the moments of row j, split s has the mean μ_s = Σ_j W_sj m_j and the variance v_s = Σ_j W_sj (v_j +
+(m_j − μ_s)²). With a_s = γ / √(v_s + ε), row j becomes Σ_s P_js a_s (x − μ_s) + β: of one split for a current row, of
+all of them for a past row.
+
+W and P come from the mask alone, by operations on its device: nobody counts on the host, so a GPU is not waited for,
+and shapes depend on the number of rows only, so a compiled layer stays compiled.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from cilnorm_norms._base import Ranks
+from cilnorm_norms._row_moments import normalise
+
+
+class Rule(Protocol):
+    """How batches are split; equal rules are equal and hash alike, since tables of them are kept."""
+
+    @property
+    def task(self) -> int:
+        """Tasks learned before."""
+
+    def most(self, rows: int) -> int:
+        """A bound on the splits of any batch of so many rows."""
+
+    def __call__(self, current: int, past: int) -> tuple[int, bool]:
+        """The splits of a batch, and whether its current rows weigh 1 / r instead of being split."""
+
+
+@dataclass(frozen=True, eq=False)
+class RowPlan:
+    """What the layer computes with; N rows of all processes, in the order of ranks.
+
+    Attributes:
+        of_rows: W (S, N), what a row weighs in a split's statistics; each line sums to 1, or is 0 where there is no
+            such split.
+        of_splits: P (N, S), what a split weighs in a row's output.
+        average: (S,), 1 over the number of splits.
+        count: rows behind a split's statistics, each as heavy as it weighs; a tensor without dimensions.
+        gain: (N, 1), 1 in the mean, what a row weighs in the gradients of γ and β; None where all weigh 1.
+    """
+
+    of_rows: Tensor
+    of_splits: Tensor
+    average: Tensor
+    count: Tensor
+    gain: Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
+class RowPlanner:
+    """Makes the plan when the first layer asks for it; compiled code makes it anew, from the mask of each batch.
+
+    Attributes:
+        past: (N,) bool, of the rows of all processes.
+        rule: after so many tasks.
+        balanced: whether a past row weighs more than a current one in the gradients of γ and β: as many times as there
+            are splits, or where rows weigh in the statistics as much as there.
+        splits, weighs, ratios: (N + 1,), what the rule says of 0, 1, ... past rows, and r; compiled code reads them
+            rather than the number of tasks, which would compile it anew for every task.
+        plans: those that were made, by type.
+    """
+
+    past: Tensor
+    rule: Rule
+    balanced: bool
+    splits: Tensor
+    weighs: Tensor
+    ratios: Tensor
+    plans: dict[torch.dtype, RowPlan] = field(default_factory=dict, repr=False)
+
+    def __deepcopy__(self, memo: object) -> RowPlanner:
+        return self
+
+    def plan(self, dtype: torch.dtype) -> RowPlan:
+        """The plan, in the type of the statistics."""
+        if torch.compiler.is_compiling():
+            return self._made(dtype, self.rule.most(len(self.past)))
+        if dtype not in self.plans:
+            on_cpu = self.past.device.type == "cpu"
+            most = int(self.splits[self.past.sum()]) if on_cpu else self.rule.most(len(self.past))
+            self.plans[dtype] = self._made(dtype, most)
+        return self.plans[dtype]
+
+    def _made(self, dtype: torch.dtype, most: int) -> RowPlan:
+        past = self.past
+        own, count = ~past, past.sum()
+        # Not splits[count], which would read the index back from the device.
+        tables = (self.splits, self.weighs, self.ratios)
+        found, exact, ratio = (table.index_select(0, count.view(1)) for table in tables)
+        ratio = ratio.to(dtype)
+        number = torch.arange(most, device=past.device)
+        mine = ((own.cumsum(0) - 1).remainder(found) == number[:, None]) & own  # (S, N)
+        exists = number < found
+        heavy = torch.where(exact & own, 1 / ratio.clamp(min=torch.finfo(dtype).tiny), 1.0)
+        weights = ((mine | past) & exists[:, None]) * heavy
+        total = weights.sum(1, keepdim=True)
+        average = exists.to(dtype) / found
+        return RowPlan(
+            of_rows=weights / total.clamp(min=torch.finfo(dtype).tiny),
+            of_splits=torch.where(past[:, None], average, mine.T.to(dtype)),
+            average=average,
+            count=total[0, 0],
+            gain=_of_mean_one(torch.where(past, torch.where(exact, ratio, found), 1.0)) if self.balanced else None,
+        )
+
+
+def _of_mean_one(value: Tensor) -> Tensor:
+    return (value / value.mean())[:, None]
+
+
+def plan_rows(past: Tensor, rule: Rule, balanced: bool) -> RowPlanner:
+    """A planner for the rows of ``past`` (N,) bool; see there for the rest."""
+    return RowPlanner(past, rule, balanced, *_table(rule, len(past), past.device))  # type: ignore[arg-type]  # hashable
+
+
+@functools.lru_cache(maxsize=256)
+def _table(rule: Rule, rows: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """What the rule says of 0, 1, ... rows past rows, and r, where the mask is."""
+    splits, weighs = zip(*(rule(rows - past, past) for past in range(rows + 1)), strict=True)
+    ratios = [rule.task * (rows - past) / max(past, 1) for past in range(rows + 1)]
+    ratio = torch.tensor(ratios, dtype=torch.float64).to(device)
+    return torch.tensor(splits, device=device), torch.tensor(weighs, device=device), ratio
+
+
+def normalise_rows(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, planner: RowPlanner, ranks: Ranks | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y, mean_s μ_s, mean_s v_s · n / (n − 1); the last two carry no gradient."""
+
+    plan = planner.plan(torch.float64 if x.dtype == torch.float64 else torch.float32)
+
+    def algebra(mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor, ...]:
+        dtype = mean.dtype
+        of_rows, of_splits, average = plan.of_rows, plan.of_splits, plan.average
+        # Around a pilot, since a mean of squares less a squared mean is noise where the mean is large.
+        pilot = mean.detach().mean(0)
+        mean = mean - pilot
+        centre = of_rows @ mean
+        between = (of_rows @ mean.square() - centre.square()).clamp_min(0)
+        split_var = of_rows @ var + between
+        inverse = torch.rsqrt(split_var + eps)
+        scale = of_splits @ inverse
+        shift = scale * mean - of_splits @ (inverse * centre)
+        if weight is not None:
+            weight = _with_gain(weight.to(dtype), plan.gain)
+            scale, shift = scale * weight, shift * weight
+        if bias is not None:
+            shift = shift + _with_gain(bias.to(dtype), plan.gain)
+        running = average @ centre + pilot, average @ split_var
+        return scale, shift, running[0].detach(), running[1].detach()
+
+    y, mean, var = normalise(x, algebra, ranks, weight, bias)
+    count = (plan.count * (x.shape[2] * x.shape[3])).to(var.dtype)
+    return y, mean, var * (count / (count - 1).clamp(min=1))
+
+
+def _with_gain(value: Tensor, gain: Tensor | None) -> Tensor:
+    """The value (C,) itself, with a gradient that counts a row as often as ``gain`` (N, 1) says."""
+    return value if gain is None else value + (gain - 1) * (value - value.detach())
