@@ -14,6 +14,7 @@ from cilnorm.feed import Feed
 from cilnorm.method import Method, Past, Phase, Schedule, Step
 from cilnorm.network import Network
 from cilnorm.precision import Precision, forward
+from cilnorm.running import frozen_parameters
 from cilnorm.streams import stream_seed
 
 __all__ = ["Engine", "NonFiniteLoss"]
@@ -46,7 +47,8 @@ class Engine:
     ) -> None:
         self.net, self.method, self.past, self.precision = net, method, past, precision
         self.task, self.phase, self.schedule = task, phase, schedule
-        self.parameters = list(method.parameters(net, phase))
+        still = {id(parameter) for parameter in frozen_parameters(net)}
+        self.parameters = [p for p in method.parameters(net, phase) if id(p) not in still]
         self.device = self.parameters[0].device
         net.zero_grad()
         net.requires_grad_(False)

@@ -14,7 +14,13 @@ from typing import Any
 __all__ = ["fingerprint", "renamed"]
 
 # Added since 0.1.0, by dotted key, each with the value at which a run is what it was.
-ADDED: dict[str, Any] = {"method_options.measure_in_place": False}
+ADDED: dict[str, Any] = {
+    "method_options.measure_in_place": False,
+    "statistics.freeze": "never",
+    "statistics.freeze_affine": False,
+    "statistics.precise": "never",
+}
+SECTIONS = ("statistics",)  # that 0.1.0 didn't have at all
 RENAMED = {"class_order_seed": "class_order"}  # since 0.1.0
 
 
@@ -30,6 +36,9 @@ def fingerprint(spec: Mapping[str, Any]) -> str:
         section, _, name = key.partition(".")
         if mapping.get(section, {}).get(name, before) == before:
             mapping[section] = {inner: value for inner, value in mapping.get(section, {}).items() if inner != name}
+    for section in SECTIONS:
+        if not mapping.get(section):
+            mapping.pop(section, None)
     order = mapping.pop("class_order")
     if not isinstance(order, list):
         mapping["class_order_seed"] = mapping["seed"] if order is None else order

@@ -26,9 +26,11 @@ from cilnorm.folder import RunFolder, default_folder
 from cilnorm.guard import Interruptions, RunStopped, held, recorded
 from cilnorm.memory import Memory, per_class
 from cilnorm.method import Phase
+from cilnorm.precise import measure_anew
 from cilnorm.precision import Precision, chosen_precision, products
 from cilnorm.protocol import Part, Plan, Protocol, plan_epoch
 from cilnorm.registry import Registry
+from cilnorm.running import freeze_statistics
 from cilnorm.spec import Spec, to_mapping
 from cilnorm.streams import generator, initial_weights
 from cilnorm.trials import Means, answered, choose, first_parts
@@ -150,7 +152,7 @@ class _Run:
 
 
 def _learn(run: _Run, registry: Registry) -> Result:
-    """Task after task: grow, train phase after phase, remember, choose exemplars, evaluate."""
+    """Task after task: grow, train phase after phase, measure anew, remember, choose exemplars, evaluate."""
     spec, parts, state, folder, tell = run.spec, run.parts, run.state, run.folder, run.tell
     names = {name: getattr(spec, name) for name in ("method", "norm", "backbone", "dataset", "preset", "seed")}
     with recorded(spec, state, folder, tell):
@@ -175,6 +177,8 @@ def _learn(run: _Run, registry: Registry) -> Result:
             for phase in parts.method.phases(task)[state.phase :]:
                 _train(run, task, phase)
                 state.phase, state.epoch, state.best, state.pool, state.optimizer = state.phase + 1, 0, None, None, None
+            if spec.statistics.precise != "never":
+                measure_anew(spec, parts, state.memory, task)
             state.past = parts.method.remember(parts.net, task, partial(_seen_batches, run, task))
             state.memory = _memory_with(run, task)
             scores = _evaluate(run, task)
@@ -197,6 +201,8 @@ def _train(run: _Run, task: Task, phase: Phase) -> None:
     schedule = phase.schedule_in(spec.schedule.in_task(task.index))
     if state.pool is None:
         state.pool = _pool(run, task, phase)
+    if spec.statistics.freeze == "after-first" and task.index:
+        freeze_statistics(net, spec.statistics.freeze_affine)
     made = engine_class(spec.engine, parts.device)
     engine = made(net, parts.method, task, phase, schedule, state.past, spec.seed, _precision(run))
     if state.optimizer is not None:

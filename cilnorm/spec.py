@@ -27,6 +27,7 @@ from cilnorm.orders import check_order, given_order
 from cilnorm.precision import Precision
 from cilnorm.protocol import PROTOCOLS, Protocol
 from cilnorm.registry import Registry, Shelf, UnknownName, nearest
+from cilnorm.running import Statistics
 from cilnorm.values import SpecError, coerced, mappings, parsed
 
 __all__ = [
@@ -42,7 +43,7 @@ __all__ = [
 ]
 
 Options = Mapping[str, Any]
-SECTIONS: dict[str, type] = {"augmentation": Augmentation, "schedule": Schedule, "protocol": Protocol}
+SECTIONS = {"augmentation": Augmentation, "schedule": Schedule, "protocol": Protocol, "statistics": Statistics}
 PARTS = ("method", "norm", "backbone", "dataset")
 
 
@@ -62,6 +63,7 @@ class Spec:
             of exemplars. With ``nme`` the head is scored too, and log and summary have that under ``by_head``.
         train_per_class: use only so many training images of a class; None for all.
         precision, engine: see ``cilnorm.precision`` and ``cilnorm.capture``; the engine decides the time alone.
+        statistics: what becomes of the norm's running statistics from task to task, if it has any.
         seed: of everything random.
         class_order: None: ``seed`` draws it, as in the released code; a seed of its own (1993: the permutation that
             much of the field uses); or the data set's labels in the order of learning. See ``cilnorm.orders``.
@@ -90,6 +92,7 @@ class Spec:
     augmentation: Augmentation = field(default_factory=Augmentation)
     schedule: Schedule = field(default_factory=Schedule)
     protocol: Protocol = field(default_factory=Protocol)
+    statistics: Statistics = field(default_factory=Statistics)
 
     def __post_init__(self) -> None:
         current, past = self.rows

@@ -17,7 +17,20 @@ from tests.conftest import ROOT
 
 # A module imports only from rows above its own, and within its row from those named in WITHIN.
 ROWS = (
-    ("hookspecs", "batch", "images", "streams", "files", "layout", "sealed", "values", "text", "identity", "output"),
+    (
+        "hookspecs",
+        "batch",
+        "images",
+        "streams",
+        "files",
+        "layout",
+        "sealed",
+        "values",
+        "text",
+        "identity",
+        "output",
+        "running",
+    ),
     ("losses", "heads", "network", "registry", "charts", "orders"),
     ("method", "local_similarity", "precision"),
     ("data", "memory", "protocol", "norms", "options"),
@@ -27,7 +40,7 @@ ROWS = (
     ("spec",),
     ("grid", "published"),
     ("assemble", "metrics", "evaluation", "environment", "records", "folder", "checkpoint", "figures"),
-    ("tuning", "guard", "events", "rehearsal"),
+    ("tuning", "guard", "events", "rehearsal", "precise"),
     ("trials",),
     ("runner",),
     ("jobs", "table", "probe"),
