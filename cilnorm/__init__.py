@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cilnorm import registry
     from cilnorm.batch import Composition, CompositionWarning, set_composition
-    from cilnorm.norms import convert_norms, norm_act_factory, norm_factory
+    from cilnorm.norms import convert_norms, finish_norms, norm_act_factory, norm_factory
     from cilnorm.progress import Display
     from cilnorm.runner import resume, run
+    from cilnorm.running import freeze_statistics, measure_statistics
     from cilnorm.spec import Spec, resolve
 
 __all__ = [
@@ -26,6 +27,9 @@ __all__ = [
     "Display",
     "Spec",
     "convert_norms",
+    "finish_norms",
+    "freeze_statistics",
+    "measure_statistics",
     "norm_act_factory",
     "norm_factory",
     "registry",
@@ -40,6 +44,9 @@ _HOMES = {
     "CompositionWarning": "batch",
     "set_composition": "batch",
     "convert_norms": "norms",
+    "finish_norms": "norms",
+    "freeze_statistics": "running",
+    "measure_statistics": "running",
     "norm_act_factory": "norms",
     "norm_factory": "norms",
     "Spec": "spec",

@@ -142,5 +142,5 @@ def _check_statistics(spec: Spec, backbone: nn.Module) -> None:
         raise SpecError(f"statistics.{asked}: {spec.norm}{options} keeps no running statistics")
     if asked == "freeze" and not all(isinstance(layer, KeepsStatistics) for layer in layers):
         raise SpecError(
-            f"statistics.freeze: the layers of {spec.norm} derive from no KeepsStatistics, so none can freeze"
+            f"statistics.freeze: layers of {spec.norm} derive from no KeepsStatistics, so they can't freeze"
         )

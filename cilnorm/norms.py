@@ -260,11 +260,11 @@ def _replacement(old: Any, record: Norm, options: dict[str, Any]) -> nn.Module:
     if getattr(old, "track_running_stats", True) is False:
         settings["track_running_stats"] = False
     new = norm_factory(record)(_channels(old), **(settings | options))
-    _take_over(new, old)
     if isinstance(old, _Fused | BatchNormAct2d):
-        return _with_activation(new, old.act, old.drop)
-    if getattr(old, "replaces", False):  # its network has no other activation in this place
-        return _with_activation(new, nn.ReLU(), nn.Identity())
+        new = _with_activation(new, old.act, old.drop)
+    elif getattr(old, "replaces", False):  # its network has no other activation in this place
+        new = _with_activation(new, nn.ReLU(), nn.Identity())
+    _take_over(new, old)
     return new
 
 

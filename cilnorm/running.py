@@ -10,6 +10,8 @@ Two switches of a run that any norm with running statistics can have, beside wha
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -146,7 +148,7 @@ def measure_statistics(
     model.eval()
     meters = [_Meter(layer) for layer in layers.values()]
     try:
-        with torch.compiler.set_stance("force_eager"):
+        with _uncompiled():
             for images in batches:
                 tell(len(images))
                 model(images)
@@ -160,6 +162,11 @@ def measure_statistics(
     for meter in meters:
         meter.write()
     return model
+
+
+def _uncompiled() -> contextlib.AbstractContextManager[Any]:
+    """Lets compiled modules run as they are written; the compiler, slow to import, is left alone if it isn't there."""
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else contextlib.nullcontext()
 
 
 class _Meter:

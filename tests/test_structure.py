@@ -17,21 +17,8 @@ from tests.conftest import ROOT
 
 # A module imports only from rows above its own, and within its row from those named in WITHIN.
 ROWS = (
-    (
-        "hookspecs",
-        "batch",
-        "images",
-        "streams",
-        "files",
-        "layout",
-        "sealed",
-        "values",
-        "text",
-        "identity",
-        "output",
-        "running",
-    ),
-    ("losses", "heads", "network", "registry", "charts", "orders"),
+    ("hookspecs", "batch", "images", "streams", "files", "layout", "sealed", "values", "text", "identity", "output"),
+    ("losses", "heads", "network", "registry", "charts", "orders", "running"),
     ("method", "local_similarity", "precision"),
     ("data", "memory", "protocol", "norms", "options"),
     ("feed",),

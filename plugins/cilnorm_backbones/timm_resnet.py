@@ -64,7 +64,7 @@ def _settle(block: nn.Module, last: bool) -> None:
             without_activation(norm)
         elif isinstance(norm, SelfActivating):  # timm's own ReLU, which works in place, stays behind the others
             setattr(block, f"act{number}", activation_after(norm))
-    for norm in block.downsample if isinstance(getattr(block, "downsample", None), nn.Sequential) else ():
+    for norm in (getattr(block, "downsample", None) or nn.Sequential()).children():
         without_activation(norm)
 
 

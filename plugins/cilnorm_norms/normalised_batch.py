@@ -63,8 +63,9 @@ class NormalisedBatchNorm2d(BatchNormBase):
     def reset_parameters(self) -> None:
         """γ 1, β 0, α where it starts."""
         super().reset_parameters()
-        if getattr(self, "scale_factor", None) is not None:
-            nn.init.constant_(self.scale_factor, math.sqrt(self.num_features) if self.alpha is None else self.alpha)
+        scale = getattr(self, "scale_factor", None)  # the parent's constructor comes here before there is one
+        if scale is not None:
+            nn.init.constant_(scale, math.sqrt(self.num_features) if self.alpha is None else self.alpha)
 
     def gamma_and_beta(self) -> tuple[Tensor | None, Tensor | None]:
         """γ̂ and β̂."""

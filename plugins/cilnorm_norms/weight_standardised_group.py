@@ -72,15 +72,15 @@ def standardise_convolutions(network: nn.Module) -> None:
             if module.weight[0].numel() > 1:
                 convolutions.append(module)
     for module in convolutions:
-        module.__class__ = StandardisedConv2d
+        module.__class__ = StandardisedConv2d  # parameters, their names and whoever holds the module stay the same
     _say(network, True)
 
 
 def release_convolutions(network: nn.Module) -> None:
     """Undoes ``standardise_convolutions``: the parameters stay, and are computed with as they are."""
     for module in network.modules():
-        if type(module) is StandardisedConv2d:
-            module.__class__ = nn.Conv2d
+        if isinstance(module, StandardisedConv2d):
+            module.__class__ = nn.Conv2d  # type: ignore[assignment]
     _say(network, False)
 
 
