@@ -26,7 +26,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 from benchmarks.told import tell
 from cilnorm import registry
 from cilnorm.batch import Composition
-from cilnorm.norms import convert_norms, norm_act_factory, norm_factory
+from cilnorm.norms import convert_norms, finish_norms, norm_act_factory, norm_factory
 
 TABLE = Path(__file__).parent.parent / "docs" / "architectures.md"
 COMPOSITION = Composition(6, 2, 2)
@@ -153,7 +153,7 @@ def tried(architecture: Architecture) -> Row:
     convert = verdict(lambda: convert_norms(copy.deepcopy(original), "tbbn"))
     ways: dict[str, Callable[[str], nn.Module]] = {
         "convert": lambda name: convert_norms(copy.deepcopy(original), name),
-        "norm_layer": lambda name: architecture.make(norm_layer=norm_factory(name)),
+        "norm_layer": lambda name: finish_norms(architecture.make(norm_layer=norm_factory(name)), name),
     }
     way = ways["convert" if convert == "yes" else "norm_layer"]
     norms = {name: trains(lambda name=name: way(name), architecture.size) for name in registry.load().norms}

@@ -23,11 +23,11 @@ from torch import nn
 from benchmarks.told import tell
 from cilnorm import registry
 from cilnorm.batch import Composition
-from cilnorm.norms import norm_factory
+from cilnorm.norms import finish_norms, norm_factory
 
 COMPOSITION = Composition(48, 16, 9)
 SHAPES = [(64, 16, 32, 32), (64, 32, 16, 16), (64, 64, 8, 8), (64, 512, 7, 7)]
-VARIANTS: dict[str, dict[str, Any]] = {"tbbn": {"splits": "exact"}}
+VARIANTS: dict[str, dict[str, Any]] = {"tbbn": {"splits": "exact"}, "frn": {"act": True}}
 Run = Callable[[], None]
 
 
@@ -101,12 +101,17 @@ def cases(only: Sequence[str]) -> dict[str, Callable[[int], nn.Module]]:
     """Layers by label: every norm, and variants of some."""
     found: dict[str, Callable[[int], nn.Module]] = {}
     for name in only or registry.load().norms:
-        found[name] = norm_factory(name)
+        found[name] = _builder(name, {})
         if name in VARIANTS:
             options = VARIANTS[name]
             label = ", ".join(f"{key}={value}" for key, value in options.items())
-            found[f"{name} {label}"] = norm_factory(name, **options)
+            found[f"{name} {label}"] = _builder(name, options)
     return found
+
+
+def _builder(name: str, options: dict[str, Any]) -> Callable[[int], nn.Module]:
+    factory = norm_factory(name, **options)
+    return lambda channels: finish_norms(factory(channels), name)
 
 
 def table(only: Sequence[str], pairs: int, device: str, channels_last: bool) -> str:

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from cilnorm.batch import Composition, CompositionWarning, set_composition
     from cilnorm.cli.progress import Display
     from cilnorm.experiment.runner import resume, run
-    from cilnorm.norms import convert_norms, norm_act_factory, norm_factory
+    from cilnorm.norms import convert_norms, finish_norms, norm_act_factory, norm_factory
+    from cilnorm.running import freeze_statistics, measure_statistics
     from cilnorm.spec import Spec, resolve
     from cilnorm.telling import forget, rows, tell_rows
 
@@ -30,7 +31,10 @@ __all__ = [
     "Spec",
     "compare",
     "convert_norms",
+    "finish_norms",
     "forget",
+    "freeze_statistics",
+    "measure_statistics",
     "norm_act_factory",
     "norm_factory",
     "registry",
@@ -53,6 +57,9 @@ _HOMES = {
     "rows": "telling",
     "tell_rows": "telling",
     "convert_norms": "norms",
+    "finish_norms": "norms",
+    "freeze_statistics": "running",
+    "measure_statistics": "running",
     "norm_act_factory": "norms",
     "norm_factory": "norms",
     "Spec": "spec",

@@ -51,6 +51,9 @@ class Norm(Record):
         needs_rows: whether they must know the task or label of every row, see ``cilnorm.rows``.
         tune: options of ``build`` that are to be chosen on validation data, with the values to try in order of size.
             A value that ``build`` refuses for a layer's width (ValueError) is no candidate for that network.
+        finish: changes the rest of a network that the norm's layers stand in, in place (its convolutions, say); called
+            with the network once they do. Calling it twice is calling it once.
+        undo: takes that back, before other layers come in their place.
         check: compares the layer with a slow reference, in a second or so, and raises if they differ; for
             ``cilnorm doctor``.
     """
@@ -59,6 +62,8 @@ class Norm(Record):
     needs_rows: bool = False
     tune: Mapping[str, tuple[Any, ...]] = field(default_factory=dict, hash=False)
     check: Callable[[], None] | None = None
+    finish: Callable[[Any], None] | None = None
+    undo: Callable[[Any], None] | None = None
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
-"""A backbone and a head."""
+"""A backbone and a head; and norms that bring their activation along."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
@@ -10,7 +10,50 @@ from cilnorm.batch import Composition, set_composition
 from cilnorm.heads import Head
 from cilnorm.rows_aware import Rows, RowsAware, Telling
 
-__all__ = ["Network", "Output"]
+__all__ = ["Network", "Output", "SelfActivating", "activation_after", "without_activation"]
+
+
+class SelfActivating(nn.Module):
+    """A norm with an activation of its own, which takes the place of the one that would follow it.
+
+    Attributes:
+        alone: whether a layer activates where nobody says if an activation follows: in a network that applies its own.
+        activates: whether it does now.
+        fixed: whether the user chose that, so that the network has no say in it.
+        replaces: whether it stands for an activation that the network leaves to it.
+    """
+
+    alone: ClassVar[bool] = False
+    activates: bool
+    fixed: bool
+    replaces: bool = False
+
+    def choose_activation(self, act: bool | None) -> None:
+        """Sets what the user asks for, at construction; None leaves it to the network."""
+        self.fixed = act is not None
+        self.set_activation(self.alone if act is None else act)
+
+    def set_activation(self, act: bool) -> None:
+        """Switches the activation on or off, and makes or drops the parameters that belong to it."""
+        raise NotImplementedError
+
+
+def activation_after(norm: nn.Module) -> nn.Module:
+    """The activation that a network applies to what ``norm`` returns: a ReLU, or nothing where the norm has its own."""
+    if isinstance(norm, SelfActivating):
+        if not norm.fixed:
+            norm.set_activation(True)
+        norm.replaces = norm.activates
+        if norm.activates:
+            return nn.Identity()
+    return nn.ReLU()
+
+
+def without_activation(norm: nn.Module) -> nn.Module:
+    """The layer, told that no activation follows it: the last norm of a residual branch, say."""
+    if isinstance(norm, SelfActivating) and not norm.fixed:
+        norm.set_activation(False)
+    return norm
 
 
 class Output(NamedTuple):

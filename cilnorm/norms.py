@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from cilnorm.hookspecs import Norm
+from cilnorm.network import SelfActivating
 
-__all__ = ["convert_norms", "convert_sync", "norm_act_factory", "norm_factory"]
+__all__ = ["convert_norms", "convert_sync", "finish_norms", "norm_act_factory", "norm_factory"]
 
 
 def norm_factory(norm: Norm | str, **options: Any) -> Callable[..., nn.Module]:
@@ -45,7 +46,7 @@ def norm_act_factory(norm: Norm | str, act_layer: Any = "relu", **options: Any) 
     """A function for timm's families that fuse norm and activation.
 
     timm doesn't tell such a function which activation the family uses, so say it: ``silu`` for efficientnet. Families
-    that use several (mobilenetv3) can only be converted.
+    that use several (mobilenetv3) can only be converted. A norm with an activation of its own has that one instead.
 
     Args:
         norm: a name that ``cilnorm list`` shows, or the record itself.
@@ -65,9 +66,24 @@ def norm_act_factory(norm: Norm | str, act_layer: Any = "relu", **options: Any) 
         **keywords: Any,
     ) -> nn.Module:
         act = create_act_layer(act_layer, inplace=inplace, **(act_kwargs or {})) if apply_act else nn.Identity()
-        return _fuse(factory(num_features, **keywords), act, drop_layer() if drop_layer else nn.Identity())
+        return _with_activation(factory(num_features, **keywords), act, drop_layer() if drop_layer else nn.Identity())
 
     return build
+
+
+def finish_norms(model: nn.Module, norm: Norm | str) -> nn.Module:
+    """Lets a norm change what it must in the rest of a network that ``norm_factory`` gave its layers; returns it.
+
+    ``gn+ws`` changes the convolutions; most norms have nothing to change. ``convert_norms`` does this by itself.
+
+    Raises:
+        UnknownName: no norm of that name.
+        ValueError: a part that can't be changed; names it.
+    """
+    finish = _record(norm).finish
+    if finish is not None:
+        finish(model)
+    return model
 
 
 def convert_norms(model: nn.Module, norm: Norm | str, **options: Any) -> nn.Module:
@@ -75,7 +91,7 @@ def convert_norms(model: nn.Module, norm: Norm | str, **options: Any) -> nn.Modu
 
     γ and β stay the very parameters they were, running statistics are copied where the new layer has them, ε and
     momentum are kept where the new layer's own default is that of batch norm. timm's fused layers keep their
-    activation. Layers of cilnorm can be converted again.
+    activation, unless the norm has its own. Layers of cilnorm can be converted again.
 
     Raises:
         UnknownName: no norm of that name.
@@ -94,11 +110,14 @@ def convert_norms(model: nn.Module, norm: Norm | str, **options: Any) -> nn.Modu
                 made[old] = _replacement(old, record, options)
         except ValueError as error:
             raise ValueError(f"{type(model).__name__}.{path} can't be {record.name}: {error}") from error
+    finish_norms(model, record)  # here for what it may refuse, and once more for the new layers
+    _undo(model)
     for parent, name, _, old in slots:
         if parent is None:
-            return made[old]
-        setattr(parent, name, made[old])
-    return model
+            model = made[old]
+        else:
+            setattr(parent, name, made[old])
+    return finish_norms(model, record)
 
 
 def convert_sync(model: nn.Module, process_group: Any = None) -> nn.Module:
@@ -118,6 +137,16 @@ def convert_sync(model: nn.Module, process_group: Any = None) -> nn.Module:
                 return replacement
             setattr(parent, name, replacement)
     return model
+
+
+def _undo(model: nn.Module) -> None:
+    """Takes back what norms whose layers are about to go changed in the rest of the network."""
+    from cilnorm import registry
+
+    kinds = {_inner_class(module) for module in model.modules()}
+    for record in registry.load().norms.values():
+        if record.undo is not None and record.build in kinds:
+            record.undo(model)
 
 
 def _record(norm: Norm | str) -> Norm:
@@ -148,7 +177,8 @@ class _Fused(nn.Module):
 
     def forward(self, *args: Any) -> Tensor:
         forward: Any = super().forward
-        return self.act(self.drop(forward(*args)))
+        y = self.drop(forward(*args))
+        return y if getattr(self, "activates", False) else self.act(y)
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         return _blank, (_inner_class(self),), self.__dict__
@@ -174,6 +204,13 @@ def _inner_class(layer: nn.Module) -> Any:
 def _blank(inner: Any) -> nn.Module:
     """A fused layer without content, for copying and unpickling."""
     return nn.Module.__new__(_fused_class(inner))
+
+
+def _with_activation(norm: nn.Module, act: nn.Module, drop: nn.Module) -> nn.Module:
+    """The norm with drop and activation behind it; one with an activation of its own is told if it is to have one."""
+    if isinstance(norm, SelfActivating) and not norm.fixed:
+        norm.set_activation(not isinstance(act, nn.Identity))
+    return _fuse(norm, act, drop)
 
 
 def _fuse(norm: nn.Module, act: nn.Module, drop: nn.Module) -> nn.Module:
@@ -215,14 +252,20 @@ def _convertible(layer: nn.Module, path: str, known: set[type]) -> bool:
 
 def _replacement(old: Any, record: Norm, options: dict[str, Any]) -> nn.Module:
     """A new layer with the settings, weights and statistics of the old one."""
+    from timm.layers import BatchNormAct2d
+
     defaults, own = _defaults(nn.BatchNorm2d), _defaults(record.build)
     settings = {key: getattr(old, key, defaults[key]) for key in ("eps", "momentum") if own.get(key) == defaults[key]}
     settings["affine"] = getattr(old, "weight", None) is not None
     if getattr(old, "track_running_stats", True) is False:
         settings["track_running_stats"] = False
     new = norm_factory(record)(_channels(old), **(settings | options))
+    if isinstance(old, _Fused | BatchNormAct2d):
+        new = _with_activation(new, old.act, old.drop)
+    elif getattr(old, "replaces", False):  # its network has no other activation in this place
+        new = _with_activation(new, nn.ReLU(), nn.Identity())
     _take_over(new, old)
-    return _fuse(new, old.act, old.drop) if hasattr(old, "act") else new
+    return new
 
 
 def _channels(layer: Any) -> int:
@@ -239,7 +282,10 @@ def _defaults(build: Callable[..., Any]) -> dict[str, Any]:
 def _take_over(new: nn.Module, old: nn.Module) -> None:
     """Gives the old layer's parameters, statistics, device and mode to the new one."""
     with torch.no_grad():
+        room = {name: value.numel() for name, value in new.state_dict().items()}
         state = {name: value for name, value in old.state_dict().items() if not name.startswith(("act.", "drop."))}
+        # A layer may take a part of what the old one has; what is only a part of what it needs, it can't use.
+        state = {name: value for name, value in state.items() if value.numel() >= room.get(name, 0)}
         floats = [value for value in (*old.parameters(), *old.buffers()) if value.is_floating_point()]
         if floats:
             new.to(floats[0].device, floats[0].dtype)

@@ -20,6 +20,7 @@ import yaml
 from cilnorm.hookspecs import Record
 from cilnorm.method import Method, Schedule
 from cilnorm.registry import Registry, Shelf, UnknownName, nearest
+from cilnorm.running import Statistics
 from cilnorm.settings.class_order import check_order, given_order
 from cilnorm.settings.options import Space, settable
 from cilnorm.settings.spec_key import fingerprint, renamed
@@ -42,7 +43,7 @@ __all__ = [
 ]
 
 Options = Mapping[str, Any]
-SECTIONS: dict[str, type] = {"augmentation": Augmentation, "schedule": Schedule, "protocol": Protocol}
+SECTIONS = {"augmentation": Augmentation, "schedule": Schedule, "protocol": Protocol, "statistics": Statistics}
 COMPONENTS = ("method", "norm", "backbone", "dataset")
 
 
@@ -63,6 +64,7 @@ class Spec:
         train_per_class: use only so many training images of a class; None for all.
         precision, engine: see ``cilnorm.training.precision`` and ``cilnorm.training.fast_engines``; the engine
             decides the time alone.
+        statistics: what becomes of the norm's running statistics from task to task, if it has any.
         seed: of everything random.
         class_order: None: ``seed`` draws it, as in the released code; a seed of its own (1993: the permutation that
             much of the field uses); or the data set's labels in the order of learning.
@@ -92,6 +94,7 @@ class Spec:
     augmentation: Augmentation = field(default_factory=Augmentation)
     schedule: Schedule = field(default_factory=Schedule)
     protocol: Protocol = field(default_factory=Protocol)
+    statistics: Statistics = field(default_factory=Statistics)
 
     def __post_init__(self) -> None:
         current, past = self.rows

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 FOLDER = Path(__file__).parent / "assets" / "golden"
+FURTHER = FOLDER.with_name("golden-norms")  # of norms that the TBBN paper doesn't compare
 
 
 class Golden:
@@ -31,9 +32,9 @@ class Golden:
         return self.tensor(key + "64" if dtype == torch.float64 and key + "64" in self.arrays else key, dtype)
 
 
-def names(prefix: str) -> list[str]:
+def names(prefix: str, folder: Path = FOLDER) -> list[str]:
     """The files of one family."""
-    return sorted(path.stem for path in FOLDER.glob(f"{prefix}*.npz"))
+    return sorted(path.stem for path in folder.glob(f"{prefix}*.npz"))
 
 
 def check(actual: Tensor, expected: Tensor, tolerance: float, what: str) -> None:

@@ -15,7 +15,7 @@ import cilnorm
 from benchmarks.told import tell
 from cilnorm import registry
 from cilnorm.batch import Composition
-from cilnorm.norms import convert_sync, norm_act_factory, norm_factory
+from cilnorm.norms import convert_sync, finish_norms, norm_act_factory, norm_factory
 
 NAMES = list(registry.load().norms)
 # Of each process: a number of splits (8) that doesn't divide its current rows, one that does, and no past rows at all.
@@ -45,7 +45,8 @@ def cases() -> list[tuple[str, int, dict[str, Any]]]:
 def network(name: str, options: dict[str, Any]) -> nn.Module:
     torch.manual_seed(0)
     norm_act = norm_act_factory(name, "silu", **options) if name != "bn" else norm_factory(name)
-    return nn.Sequential(nn.Conv2d(3, 8, 3), norm_factory(name, **options)(8), nn.Conv2d(8, 8, 1), norm_act(8)).double()
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), norm_factory(name, **options)(8), nn.Conv2d(8, 8, 1), norm_act(8))
+    return finish_norms(net, name).double()
 
 
 def rows(composition: Composition, rank: int) -> Tensor:

@@ -180,7 +180,7 @@ def compare_command(
 
 @commands.command("probe")
 def probe_command(
-    name: Annotated[str, typer.Argument(metavar="bn-bias", help="Which experiment.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Which experiment: bn-bias or precise.")],
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
     epochs: Annotated[int, typer.Option(min=0, help="Passes over the images of all tasks.")] = 5,
     lr: Annotated[float | None, typer.Option(help="Learning rate; a tenth of the run's by default.")] = None,
@@ -189,17 +189,23 @@ def probe_command(
     data_root: DataRoot = None,
     debug: Debug = False,
 ) -> None:
-    """Experiment on a finished run. bn-bias: re-tune its norm layers alone on the images of all tasks."""
+    """Experiment on a finished run. bn-bias: re-tune its norm layers alone on the images of all tasks. precise: measure
+    its running statistics anew on memory and newest images, as many of every class."""
 
     def work() -> None:
         from cilnorm.registry import nearest
         from cilnorm.values import SpecError
 
-        if name != "bn-bias":
-            raise SpecError(nearest("probe", name, ["bn-bias"]))
+        if name not in ("bn-bias", "precise"):
+            raise SpecError(nearest("probe", name, ["bn-bias", "precise"]))
+        from cilnorm.experiment.precise import precise
         from cilnorm.results.probe import bn_bias
 
         registry = loaded(False)
+        if name == "precise":
+            precise(folder, device=device, data_root=data_root, registry=registry, tell=print, out=out)
+            print(f"{out or folder / 'probes'}/precise.json")
+            return
         bn_bias(
             folder, epochs=epochs, lr=lr, device=device, data_root=data_root, registry=registry, tell=print, out=out
         )

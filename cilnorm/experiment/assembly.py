@@ -8,13 +8,16 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from cilnorm.batch import CompositionAware, CompositionWarning
 from cilnorm.data.pixel_cache import image_set
 from cilnorm.images import ImageSet
 from cilnorm.method import Method
 from cilnorm.network import Network
+from cilnorm.norms import finish_norms
 from cilnorm.registry import Registry, contain_exit
+from cilnorm.running import KeepsStatistics, statistics_layers
 from cilnorm.spec import Spec, SpecError
 from cilnorm.training.fast_engines import engine_class
 from cilnorm.training.pixels import Augmentation, Pixels
@@ -100,6 +103,8 @@ def assemble(spec: Spec, registry: Registry, device: torch.device, data_root: Pa
         with initial_weights(spec.seed), contain_exit(f"the network {spec.backbone} with {spec.norm}"):
             build = registry.backbones[spec.backbone].build
             backbone = build(norm, signed_embedding=method.signed_embedding, **spec.backbone_options)
+            finish_norms(backbone, registry.norms[spec.norm])
+            _check_statistics(spec, backbone)
             net = Network(backbone, method.head(backbone.dim)).to(device).to(memory_format=torch.channels_last)
     except (ValueError, TypeError) as error:
         raise SpecError(str(error)) from error
@@ -132,3 +137,19 @@ def assemble(spec: Spec, registry: Registry, device: torch.device, data_root: Pa
         taken = (images.train_images.nbytes + images.test_images.nbytes) / 1e9
         raise SpecError(f"the images of {spec.dataset} take {taken:.1f} GB, which {device} does not have") from error
     return Assembly(net, method, stream, train, test, tuple(order), images, device)
+
+
+def _check_statistics(spec: Spec, backbone: nn.Module) -> None:
+    """Refuses switches of running statistics where there are none to switch.
+
+    Raises:
+        SpecError: names the switch and the norm.
+    """
+    asked, layers = spec.statistics.asked, statistics_layers(backbone).values()
+    if asked and not layers:
+        options = f" with {dict(spec.norm_options)}" if spec.norm_options else ""
+        raise SpecError(f"statistics.{asked}: {spec.norm}{options} keeps no running statistics")
+    if asked == "freeze" and not all(isinstance(layer, KeepsStatistics) for layer in layers):
+        raise SpecError(
+            f"statistics.freeze: layers of {spec.norm} derive from no KeepsStatistics, so they can't freeze"
+        )

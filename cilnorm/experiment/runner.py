@@ -17,9 +17,11 @@ from cilnorm.batch import Composition, Task
 from cilnorm.experiment.assembly import Assembly, pick_device
 from cilnorm.experiment.evaluation import class_means, embed, held_out_loss, measure_accuracy, scored_images
 from cilnorm.experiment.failures import RunStopped, record_failure
+from cilnorm.experiment.precise import measure_anew
 from cilnorm.experiment.trials import RunContext, assemble_first, choose_by_trials, is_begun
 from cilnorm.method import Phase
 from cilnorm.registry import Registry
+from cilnorm.running import freeze_statistics
 from cilnorm.spec import Spec
 from cilnorm.storage.checkpoint import Checkpoints, RunState
 from cilnorm.storage.event_log import EventLog, Watcher
@@ -154,7 +156,7 @@ class _Run:
 
 
 def _learn(run: _Run, registry: Registry) -> Result:
-    """Task after task: grow, train phase after phase, remember, choose exemplars, evaluate."""
+    """Task after task: grow, train phase after phase, measure anew, remember, choose exemplars, evaluate."""
     spec, parts, state, folder, tell = run.spec, run.parts, run.state, run.folder, run.tell
     with record_failure(spec, state, folder, tell):
         changed = folder.write_environment(registry, parts.device, parts.images, parts.order, parts.train.shape)
@@ -170,6 +172,8 @@ def _learn(run: _Run, registry: Registry) -> Result:
             for phase in parts.method.phases(task)[state.phase :]:
                 _train(run, task, phase)
                 state.phase, state.epoch, state.best, state.pool, state.optimizer = state.phase + 1, 0, None, None, None
+            if spec.statistics.precise != "never":
+                measure_anew(spec, parts, state.memory, task)
             state.past = parts.method.remember(parts.net, task, partial(_seen_batches, run, task))
             state.memory = _memory_with(run, task)
             accuracy, by_head = _evaluate(run, task)
@@ -209,6 +213,8 @@ def _train(run: _Run, task: Task, phase: Phase) -> None:
     schedule = phase.schedule_in(spec.schedule.in_task(task.index))
     if state.pool is None:
         state.pool = _pool(run, task, phase)
+    if spec.statistics.freeze == "after-first" and task.index:
+        freeze_statistics(net, spec.statistics.freeze_affine)
     made = engine_class(spec.engine, parts.device)
     engine = made(net, parts.method, task, phase, schedule, state.past, spec.seed, _precision(run))
     if state.optimizer is not None:

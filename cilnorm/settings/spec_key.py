@@ -18,7 +18,11 @@ ADDED: dict[str, Any] = {
     "method_options.measure_in_place": False,
     "augmentation.crop_size": None,
     "augmentation.test_size": None,
+    "statistics.freeze": "never",
+    "statistics.freeze_affine": False,
+    "statistics.precise": "never",
 }
+SECTIONS = ("statistics",)  # that 0.1.0 didn't have at all
 RENAMED = {"class_order_seed": "class_order"}  # since 0.1.0
 
 
@@ -34,6 +38,9 @@ def fingerprint(spec: Mapping[str, Any]) -> str:
         section, _, name = key.partition(".")
         if mapping.get(section, {}).get(name, before) == before:
             mapping[section] = {inner: value for inner, value in mapping.get(section, {}).items() if inner != name}
+    for section in SECTIONS:
+        if not mapping.get(section):
+            mapping.pop(section, None)
     order = mapping.pop("class_order")
     if not isinstance(order, list):
         mapping["class_order_seed"] = mapping["seed"] if order is None else order

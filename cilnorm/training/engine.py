@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from cilnorm.batch import Batch, Task
 from cilnorm.method import Method, Past, Phase, Schedule, Step
 from cilnorm.network import Network
+from cilnorm.running import frozen_parameters
 from cilnorm.telling import needs_rows, tell_batch
 from cilnorm.training.batches import EpochBatches
 from cilnorm.training.precision import Precision, forward
@@ -49,7 +50,8 @@ class Engine:
     ) -> None:
         self.net, self.method, self.past, self.precision = net, method, past, precision
         self.task, self.phase, self.schedule = task, phase, schedule
-        self.parameters = list(method.parameters(net, phase))
+        still = {id(parameter) for parameter in frozen_parameters(net)}
+        self.parameters = [p for p in method.parameters(net, phase) if id(p) not in still]
         self.device = self.parameters[0].device
         net.zero_grad()
         net.requires_grad_(False)

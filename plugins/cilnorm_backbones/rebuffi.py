@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cilnorm.hookspecs import Backbone, hookimpl
+from cilnorm.network import activation_after, without_activation
 
 NormLayer = Callable[[int], nn.Module]
 
@@ -27,11 +28,12 @@ class Block(nn.Module):
         self.widen = widen
         self.conv_a = nn.Conv2d(channels_in, channels, 3, 1 + widen, 1, bias=False)
         self.bn_a = norm(channels)
+        self.act_a = activation_after(self.bn_a)
         self.conv_b = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
-        self.bn_b = norm(channels)
+        self.bn_b = without_activation(norm(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        residual = self.bn_b(self.conv_b(F.relu(self.bn_a(self.conv_a(x)))))
+        residual = self.bn_b(self.conv_b(self.act_a(self.bn_a(self.conv_a(x)))))
         if self.widen:
             x = x[..., ::2, ::2]
             x = torch.cat([x, torch.zeros_like(x)], dim=1)
@@ -54,6 +56,7 @@ class RebuffiResNet(nn.Module):
         self.signed_embedding = signed_embedding
         self.conv_1_3x3 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
         self.bn_1 = norm(16)
+        self.act_1 = activation_after(self.bn_1)
         self.stage_1 = nn.Sequential(*(Block(16, False, norm) for _ in range(blocks)))
         self.stage_2 = nn.Sequential(Block(16, True, norm), *(Block(32, False, norm) for _ in range(blocks - 1)))
         self.stage_3 = nn.Sequential(Block(32, True, norm), *(Block(64, False, norm) for _ in range(blocks - 2)))
@@ -65,7 +68,7 @@ class RebuffiResNet(nn.Module):
                 nn.init.zeros_(module.bn_b.weight)  # type: ignore[arg-type]
 
     def forward(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
-        x = F.relu(self.bn_1(self.conv_1_3x3(images)))
+        x = self.act_1(self.bn_1(self.conv_1_3x3(images)))
         maps = []
         for stage in (self.stage_1, self.stage_2, self.stage_3, self.stage_4):
             x = stage(x)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cilnorm.hookspecs import Backbone, hookimpl
+from cilnorm.network import activation_after, without_activation
 
 NormLayer = Callable[[int], nn.Module]
 
@@ -27,14 +28,16 @@ class BasicBlock(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(channels_in, channels, 3, stride, 1, bias=False)
         self.bn1 = norm(channels)
+        self.act1 = activation_after(self.bn1)
         self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
-        self.bn2 = norm(channels)
+        self.bn2 = without_activation(norm(channels))
         self.downsample: nn.Module = nn.Identity()
         if stride != 1 or channels_in != channels:
-            self.downsample = nn.Sequential(nn.Conv2d(channels_in, channels, 1, stride, bias=False), norm(channels))
+            convolution = nn.Conv2d(channels_in, channels, 1, stride, bias=False)
+            self.downsample = nn.Sequential(convolution, without_activation(norm(channels)))
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        out = self.bn2(self.conv2(self.act1(self.bn1(self.conv1(x)))))
         return out + self.downsample(x)
 
 
@@ -71,6 +74,7 @@ class ResNet(nn.Module):
         size, stride = stem
         self.conv1 = nn.Conv2d(3, widths[0], size, stride, size // 2, bias=False)
         self.bn1 = norm(widths[0])
+        self.act1 = activation_after(self.bn1)
         self.maxpool = nn.MaxPool2d(3, 2, 1) if pool else nn.Identity()
         self.stages = [f"layer{number}" for number in range(1, len(widths) + 1)]
         channels_in = widths[0]
@@ -89,7 +93,7 @@ class ResNet(nn.Module):
                 nn.init.zeros_(module.bn2.weight)  # type: ignore[arg-type]
 
     def forward(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
-        x = self.maxpool(F.relu(self.bn1(self.conv1(images))))
+        x = self.maxpool(self.act1(self.bn1(self.conv1(images))))
         maps = []
         for name in self.stages:
             *blocks, last = getattr(self, name)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cilnorm.hookspecs import Backbone, hookimpl
+from cilnorm.network import SelfActivating, activation_after, without_activation
 
 MODELS = ("resnet18", "resnet34", "resnet50")
 
@@ -34,6 +35,9 @@ class TimmResNet(nn.Module):
         self.signed_embedding = signed_embedding
         net: Any = timm.create_model(name, num_classes=0, norm_layer=norm, zero_init_last=False)
         self.net, self.dim = net, int(net.num_features)
+        _settle(net, last=False)
+        for block in (block for stage in self._stages() for block in stage):
+            _settle(block, last=True)
         for stage in self._stages():
             last = stage[-1]
             setattr(last, "act3" if hasattr(last, "act3") else "act2", nn.Identity())  # applied in forward instead
@@ -49,6 +53,19 @@ class TimmResNet(nn.Module):
             maps.append(stage(x))
             x = F.relu(maps[-1])
         return (maps[-1] if self.signed_embedding else x).mean((2, 3)), maps
+
+
+def _settle(block: nn.Module, last: bool) -> None:
+    """Tells the norms of a block which of them an activation follows: all but the ``last``, which is added first."""
+    numbers = [number for number in (1, 2, 3) if hasattr(block, f"bn{number}")]
+    for number in numbers:
+        norm = getattr(block, f"bn{number}")
+        if last and number == numbers[-1]:
+            without_activation(norm)
+        elif isinstance(norm, SelfActivating):  # timm's own ReLU, which works in place, stays behind the others
+            setattr(block, f"act{number}", activation_after(norm))
+    for norm in (getattr(block, "downsample", None) or nn.Sequential()).children():
+        without_activation(norm)
 
 
 @hookimpl

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, distributed
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _NormBase
 
 from cilnorm.rows_aware import recomputing
+from cilnorm.running import KeepsStatistics
 from cilnorm_norms import _passes
 
 
@@ -57,7 +58,7 @@ class _SumOverRanks(torch.autograd.Function):
         return _SumOverRanks.apply(g, ctx.group), None
 
 
-class BatchDependent(nn.Module):
+class BatchDependent(KeepsStatistics):
     """A layer whose output depends on the whole batch, wherever its rows lie."""
 
     synchronised: bool = False
@@ -99,23 +100,28 @@ class BatchNormBase(BatchDependent, _NormBase):
     def forward(self, x: Tensor) -> Tensor:
         return self.batch_norm(x)
 
+    def gamma_and_beta(self) -> tuple[Tensor | None, Tensor | None]:
+        """What normalised values are multiplied by and moved by, (C,) each; the parameters as they are."""
+        return self.weight, self.bias
+
     def batch_norm(self, x: Tensor) -> Tensor:
         """What ``BatchNorm2d`` does, over all ranks if synchronised, its averages left alone in a repeated pass."""
         check_images(x)
+        weight, bias = self.gamma_and_beta()
         mean, var, ranks = self.running_mean, self.running_var, self.ranks()
         if not self.training:
-            return F.batch_norm(x, mean, var, self.weight, self.bias, mean is None, 0.0, self.eps)
+            return F.batch_norm(x, mean, var, weight, bias, mean is None, 0.0, self.eps)
         if ranks:
-            return self._across(ranks, x)
+            return self._across(ranks, x, weight, bias)
         if mean is None or var is None:
-            return F.batch_norm(x, None, None, self.weight, self.bias, True, 0.0, self.eps)
+            return F.batch_norm(x, None, None, weight, bias, True, 0.0, self.eps)
         if recomputing():
             # On copies rather than without averages, for checkpointing wants as many tensors saved as the first time.
-            return F.batch_norm(x, mean.clone(), var.clone(), self.weight, self.bias, True, 0.0, self.eps)
+            return F.batch_norm(x, mean.clone(), var.clone(), weight, bias, True, 0.0, self.eps)
         if self.momentum is None:
             # A momentum of 1 leaves the batch's own mean and unbiased variance behind.
             mean, var = torch.zeros_like(mean), torch.ones_like(mean)
-            y = F.batch_norm(x, mean, var, self.weight, self.bias, True, 1.0, self.eps)
+            y = F.batch_norm(x, mean, var, weight, bias, True, 1.0, self.eps)
             self.track(mean, var)
             return y
         if self.num_batches_tracked is not None and self.counts:
@@ -124,15 +130,15 @@ class BatchNormBase(BatchDependent, _NormBase):
             # Autograd keeps the averages that it is given, though training never reads them going backward, and refuses
             # to go on where ``track`` moved them since. Views by ``data`` have a version counter of their own.
             mean, var = mean.data, var.data
-        return F.batch_norm(x, mean, var, self.weight, self.bias, True, self.momentum, self.eps)
+        return F.batch_norm(x, mean, var, weight, bias, True, self.momentum, self.eps)
 
-    def _across(self, ranks: Ranks, x: Tensor) -> Tensor:
+    def _across(self, ranks: Ranks, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
         mean, var = ranks.pool(*_passes.moments(x))
         count = x.numel() // self.num_features * ranks.size
         scale = torch.rsqrt(var + self.eps)
-        if self.weight is not None:
-            scale = scale * self.weight
-        shift = torch.zeros_like(scale) if self.bias is None else self.bias.to(scale.dtype)[None]
+        if weight is not None:
+            scale = scale * weight
+        shift = torch.zeros_like(scale) if bias is None else bias.to(scale.dtype)[None]
         self.track(mean[0], var[0] * (count / (count - 1)))
         return _passes.affine(x, mean, scale, shift)
 

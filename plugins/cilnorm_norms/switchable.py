@@ -43,6 +43,7 @@ class SwitchNorm2d(BatchDependent):
 
     running_mean: Tensor | None
     running_var: Tensor | None
+    bessel = False
 
     def __init__(
         self,

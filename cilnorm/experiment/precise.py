@@ -1,0 +1,106 @@
+"""Running statistics measured anew on equally many images of every class: within a run, and on a finished one.
+
+Wu and Johnson, "Rethinking 'Batch' in BatchNorm", 2021, https://arxiv.org/abs/2105.07576, on what a class-incremental
+learner still has: exemplars of the old classes, and as many images of each new class, drawn for the purpose. Images are
+augmented as in training. The measuring itself is ``cilnorm.running.measure_statistics``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from cilnorm import registry as registries
+from cilnorm.batch import Composition, Task
+from cilnorm.experiment.assembly import Assembly, assemble, pick_device
+from cilnorm.experiment.evaluation import measure_accuracy
+from cilnorm.files import write_atomically
+from cilnorm.registry import Registry
+from cilnorm.running import measure_statistics
+from cilnorm.spec import Spec
+from cilnorm.storage.checkpoint import Checkpoints
+from cilnorm.storage.run_folder import FolderError, RunFolder
+from cilnorm.training.memory import Memory
+from cilnorm.training.randomness import generator
+
+__all__ = ["balanced_rows", "measure_anew", "precise"]
+
+
+def balanced_rows(memory: Memory, parts: Assembly, task: Task, seed: int) -> Tensor:
+    """Indices (m · K,) of m training images of each of the K seen classes: every K in a row hold each class once.
+
+    m is the number of the smallest class: in later tasks that of the exemplars, which are all used then.
+    """
+    classes = [*memory.exemplars[: task.old], *parts.stream.by_class(task)]
+    count, random = min(map(len, classes)), generator(seed, "precise", task.index)
+    drawn = [members[torch.randperm(len(members), generator=random)[:count]] for members in classes]
+    rounds = [torch.stack(drawn)[torch.randperm(len(classes), generator=random), at] for at in range(count)]
+    return torch.cat(rounds)
+
+
+def measure_anew(spec: Spec, parts: Assembly, memory: Memory, task: Task) -> None:
+    """Gives the network's layers the statistics of a class-balanced set of images, in batches of the run's size.
+
+    Raises:
+        ValueError: the network keeps none.
+    """
+    rows = balanced_rows(memory, parts, task, spec.seed)
+
+    def tell(count: int) -> None:
+        parts.net.observe(Composition(count, 0, task.index))  # no cut: rows of every task in any order
+
+    measure_statistics(parts.net, _batches(spec, parts, rows, task), tell)
+
+
+def _batches(spec: Spec, parts: Assembly, rows: Tensor, task: Task) -> Iterator[Tensor]:
+    """Augmented images of the rows, cut as evenly as can be into batches no smaller than the run's."""
+    views = parts.train.draw(len(rows), generator(spec.seed, "precise augmentation", task.index))
+    for part in torch.arange(len(rows)).tensor_split(max(1, len(rows) // sum(spec.rows))):
+        yield parts.train.augmented(rows[part].to(parts.device), views[part].to(parts.device))
+
+
+def precise(
+    folder: Path,
+    *,
+    device: str = "auto",
+    data_root: Path | None = None,
+    registry: Registry | None = None,
+    tell: Callable[[str], None] = lambda text: None,
+    out: Path | None = None,
+) -> dict[str, list[float]]:
+    """What measuring anew does to a finished run: percent on each task ``before`` and ``after``, by the head.
+
+    Written to ``precise.json``; the run stays as it is.
+
+    Args:
+        out: the folder of that file; ``probes/`` in the run's own by default.
+
+    Raises:
+        FolderError: the run is not finished, or ``out`` can't be written.
+        ValueError: its norm keeps no running statistics.
+        SpecError, DatasetError, CheckpointError: it can't be loaded.
+    """
+    registry = registry or registries.load()
+    spec = RunFolder(folder).read_spec(registry)
+    parts = assemble(spec, registry, pick_device(device), data_root)
+    tasks = parts.stream.tasks[: spec.stop_after]
+    saved = Checkpoints(RunFolder(folder).checkpoints, {"spec": spec.key, "images": parts.images.digest})
+    state, _ = saved.read(parts.net, parts.stream.tasks, only_look=True)
+    if state.task < len(tasks):
+        raise FolderError(f"{folder} is not finished; `cilnorm resume {folder}` goes on")
+    accuracy = {"before": measure_accuracy(spec, parts, tasks[-1])[0]}
+    measure_anew(spec, parts, state.memory, tasks[-1])
+    accuracy["after"] = measure_accuracy(spec, parts, tasks[-1])[0]
+    for name, row in accuracy.items():
+        tell(f"{name:>6}: {sum(row) / len(row):6.2f} % on all tasks, {row[-1]:6.2f} on the newest")
+    out = out or folder / "probes"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_atomically(out / "precise.json", json.dumps(accuracy, indent=1) + "\n")
+    except OSError as error:
+        raise FolderError(f"can't write {out}: {error.strerror or error}; give --out another folder") from error
+    return accuracy
