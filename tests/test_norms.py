@@ -24,7 +24,10 @@ from cilnorm_norms.task_balanced import TaskBalancedBatchNorm2d
 from tests.conftest import ROOT
 
 NORMS = list(registry.load().norms)
-CLASSES = "adaptivebalance|classbalanced|taskbalanced|continual|normalisedbatch|spnorm|filterresponse|evonorm|weightstandardised"  # to timm
+CLASSES = (  # to timm
+    "adaptivebalance|classbalanced|taskbalanced|continual|"
+    "normalisedbatch|spnorm|filterresponse|evonorm|weightstandardised"
+)
 SMALL: dict[str, Any] = {"num_classes": 3, "layers": (1, 1, 1, 1), "channels": (8, 8, 8, 8), "stem_width": 8}
 
 

@@ -44,7 +44,10 @@ PUBLIC = {
     "network",
     "norms",
     "registry",
+    "rows_aware",
+    "running",
     "spec",
+    "telling",
     "values",
 }
 PLUGINS = ("cilnorm_norms", "cilnorm_methods", "cilnorm_backbones", "cilnorm_datasets", "cilnorm_loggers")

@@ -127,16 +127,20 @@ def assemble(spec: Spec, registry: Registry, device: torch.device, data_root: Pa
     )
     if spec.protocol.keep == "best" and not all(len(stream.validation(task)) for task in stream.tasks):
         raise SpecError(f"keep: best needs held-out images; a part of {spec.protocol.validation} leaves some task none")
+    return Assembly(net, method, stream, *_pixels(spec, images, device), tuple(order), images, device)
+
+
+def _pixels(spec: Spec, images: ImageSet, device: torch.device) -> tuple[Pixels, Pixels]:
+    """The training and test images on the device; test images are resized and cut, not augmented."""
     sizes_alone = Augmentation(crop_size=spec.augmentation.crop_size, test_size=spec.augmentation.test_size)
     try:
         train = Pixels(images.train_images.to(device), images.mean, images.std, spec.augmentation)
-        test = Pixels(images.test_images.to(device), images.mean, images.std, sizes_alone)
+        return train, Pixels(images.test_images.to(device), images.mean, images.std, sizes_alone)
     except ValueError as error:
         raise SpecError(str(error)) from error
     except torch.OutOfMemoryError as error:
         taken = (images.train_images.nbytes + images.test_images.nbytes) / 1e9
         raise SpecError(f"the images of {spec.dataset} take {taken:.1f} GB, which {device} does not have") from error
-    return Assembly(net, method, stream, train, test, tuple(order), images, device)
 
 
 def _check_statistics(spec: Spec, backbone: nn.Module) -> None:
