@@ -18,7 +18,7 @@ from cilnorm.heads import Linear
 from cilnorm.network import Network
 from cilnorm.norms import norm_factory
 from cilnorm.rows_aware import KEPT
-from cilnorm_norms._task_balanced_rows import _table
+from cilnorm_norms._task_balanced.rows import _table
 from cilnorm_norms.task_balanced import TaskBalancedBatchNorm2d, feasible_splits, weighs_rows
 
 OPTIONS: list[dict[str, Any]] = [

@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 
 from cilnorm_norms import _passes
 from cilnorm_norms._base import Ranks
-from cilnorm_norms._passes_torch import statistics_dtype
+from cilnorm_norms._passes.plain import statistics_dtype
 
 aten = torch.ops.aten
 Algebra = Callable[..., tuple[Tensor, ...]]

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from cilnorm.hookspecs import Norm, hookimpl
 from cilnorm_norms._base import check_images
-from cilnorm_norms._passes_torch import statistics_dtype
+from cilnorm_norms._passes.plain import statistics_dtype
 
 
 def group_norm(x: Tensor, groups: int, eps: float, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:

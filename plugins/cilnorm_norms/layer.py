@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from cilnorm.hookspecs import Norm, hookimpl
 from cilnorm_norms._base import check_images
-from cilnorm_norms._passes_torch import statistics_dtype
+from cilnorm_norms._passes.plain import statistics_dtype
 
 
 # Not called LayerNorm2d: timm takes classes of that name for its own and puts its own in their place.

@@ -34,10 +34,10 @@ from torch import Tensor
 from cilnorm.batch import Composition, CompositionAware
 from cilnorm.hookspecs import Norm, hookimpl
 from cilnorm.rows_aware import Rows, RowsAware
-from cilnorm_norms import _task_balanced_check
 from cilnorm_norms._base import BatchNormBase, Ranks, check_images
-from cilnorm_norms._task_balanced_function import Plan, TaskBalancedFunction
-from cilnorm_norms._task_balanced_rows import RowPlanner, normalise_rows, plan_rows
+from cilnorm_norms._task_balanced import check as _task_balanced_check
+from cilnorm_norms._task_balanced.function import Plan, TaskBalancedFunction
+from cilnorm_norms._task_balanced.rows import RowPlanner, normalise_rows, plan_rows
 
 SplitRule = Literal["released", "divisor", "exact", "auto"]
 AffineGradient = Literal["released", "balanced"]

@@ -67,7 +67,7 @@ def test_what_is_amiss(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("attribute", "value"), [("eps", 1e-3), ("momentum", 0.2)])
 def test_the_check_of_tbbn_can_fail(attribute: str, value: float) -> None:
     from cilnorm.batch import Composition, set_composition
-    from cilnorm_norms._task_balanced_check import check
+    from cilnorm_norms._task_balanced.check import check
 
     layer = load().norms["tbbn"].build(5, dtype=torch.double)
     set_composition(layer, Composition(48, 16, 4))

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from cilnorm_norms._task_balanced_function import Plan, TaskBalancedFunction
+from cilnorm_norms._task_balanced.function import Plan, TaskBalancedFunction
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 ROOT = Path(__file__).parent.parent.parent
@@ -50,7 +50,7 @@ def test_kernels_compile_for_a_gpu_that_need_not_be_here(
     from triton.compiler import ASTSource
     from triton.compiler import compile as compile_kernel
 
-    from cilnorm_norms import _task_balanced_kernels
+    from cilnorm_norms._task_balanced import kernels as _task_balanced_kernels
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     kernel = getattr(_task_balanced_kernels, name)
@@ -107,7 +107,7 @@ def test_equals_the_torch_path(
         return [y.detach(), mean, var, *(value.grad for value in inputs if value is not None)]
 
     expected = results(wide=True)
-    monkeypatch.setattr("cilnorm_norms._task_balanced_function.wants_triton", lambda x: True)
+    monkeypatch.setattr("cilnorm_norms._task_balanced.function.wants_triton", lambda x: True)
     for actual, value in zip(results(wide=False), expected, strict=True):
         scale = value.abs().max().item() + 1e-3
         assert (actual - value).abs().max().item() < 2e-5 * scale
@@ -116,7 +116,7 @@ def test_equals_the_torch_path(
 @runnable
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_half_precision_rounds_only_what_it_writes(dtype: torch.dtype) -> None:
-    from cilnorm_norms import _task_balanced_triton as kernels
+    from cilnorm_norms._task_balanced import triton as kernels
 
     torch.manual_seed(0)
     x, g = (torch.randn(2, 16, 5, 3, 3, device=DEVICE) * 2 + 30).to(dtype).unbind(0)
@@ -136,7 +136,7 @@ def test_half_precision_rounds_only_what_it_writes(dtype: torch.dtype) -> None:
 
 @runnable
 def test_statistics_survive_a_large_offset() -> None:
-    from cilnorm_norms import _task_balanced_triton as kernels
+    from cilnorm_norms._task_balanced import triton as kernels
 
     x = torch.randn(16, 1, 30, 40, device=DEVICE) + 2000
     _, found, _ = kernels.forward(x, None, None, 1e-5, kernels.Sizes(16, 12, 4, 1, 1200), 1.0)

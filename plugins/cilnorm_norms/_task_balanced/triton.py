@@ -20,7 +20,7 @@ import torch
 import triton
 from torch import Tensor
 
-from cilnorm_norms import _task_balanced_kernels as kernels
+from cilnorm_norms._task_balanced import kernels as kernels
 
 TILE = 1024  # elements that a program of a row kernel holds at a time
 CHANNELS = 16  # that a program of a split kernel looks at

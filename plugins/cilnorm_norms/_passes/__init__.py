@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from cilnorm_norms import _passes_channels_last, _passes_native, _passes_torch
-from cilnorm_norms._passes_torch import Pair
+from cilnorm_norms._passes import channels_last as _passes_channels_last
+from cilnorm_norms._passes import native as _passes_native
+from cilnorm_norms._passes import plain as _passes_torch
+from cilnorm_norms._passes.plain import Pair
 
 
 def choose(x: Tensor) -> ModuleType:

@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 
 from cilnorm_norms import _passes
 from cilnorm_norms._base import Ranks
-from cilnorm_norms._passes_torch import Pair
+from cilnorm_norms._passes.plain import Pair
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def wants_triton(x: Tensor) -> bool:
     """Whether the kernels are the best choice for ``x``; a compiler makes its own from the plain passes."""
     if torch.compiler.is_compiling() or not x.is_cuda or not has_triton():
         return False
-    from cilnorm_norms import _task_balanced_triton
+    from cilnorm_norms._task_balanced import triton as _task_balanced_triton
 
     return _task_balanced_triton.suits(x)
 
@@ -154,7 +154,7 @@ def forward_by_triton(
     ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The forward pass by ``_task_balanced_triton``."""
-    from cilnorm_norms import _task_balanced_triton as by_triton
+    from cilnorm_norms._task_balanced import triton as by_triton
 
     plan: Plan = ctx.plan
     sizes = by_triton.Sizes(plan.rows, plan.current, plan.splits, x.shape[1], x.shape[2] * x.shape[3])
@@ -167,7 +167,7 @@ def forward_by_triton(
 
 def backward_by_triton(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
     """The backward pass by ``_task_balanced_triton``."""
-    from cilnorm_norms import _task_balanced_triton as by_triton
+    from cilnorm_norms._task_balanced import triton as by_triton
 
     plan: Plan = ctx.plan
     x, weight, *found = ctx.saved_tensors

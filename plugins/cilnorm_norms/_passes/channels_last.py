@@ -15,8 +15,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from cilnorm_norms._passes_blocks import HALF, WideBlock, subtract, write
-from cilnorm_norms._passes_torch import Pair, statistics_dtype
+from cilnorm_norms._passes.blocks import HALF, WideBlock, subtract, write
+from cilnorm_norms._passes.plain import Pair, statistics_dtype
 
 PILOT_EVERY = 8  # rows that the pilot looks at; it need not be the mean, only be near it
 LINE = 256  # values; from some hundred on kernels run at full speed

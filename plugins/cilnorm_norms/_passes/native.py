@@ -12,8 +12,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from cilnorm_norms._passes_blocks import HALF, WideBlock, write
-from cilnorm_norms._passes_torch import Pair, statistics_dtype
+from cilnorm_norms._passes.blocks import HALF, WideBlock, write
+from cilnorm_norms._passes.plain import Pair, statistics_dtype
 
 aten = torch.ops.aten
 BLOCK = 256 * 1024  # values; a megabyte each of input, gradient and what is written
