@@ -311,7 +311,7 @@ def test_runs_and_goes_on_to_the_same_bits(norm: str, registry: Registry, tmp_pa
     spec = resolve("tiny", registry, Settings({"tiny": {**TINY, "backbone": "resnet8"}}, {}), norm=norm, tasks=2)
 
     def weights(folder: Path) -> dict[str, torch.Tensor]:
-        return Checkpoints(folder / "checkpoints", {}).newest()[0]["net"]
+        return Checkpoints(folder / "checkpoints", {}).newest()["net"]
 
     whole = run(spec, tmp_path / "whole", device="cpu", registry=registry)
 

@@ -197,7 +197,7 @@ def test_after_the_first_task_the_statistics_of_a_run_stand_still(
 def weights(folder: Path) -> dict[str, Tensor]:
     from cilnorm.storage.checkpoint import Checkpoints
 
-    return Checkpoints(folder / "checkpoints", {}).newest()[0]["net"]
+    return Checkpoints(folder / "checkpoints", {}).newest()["net"]
 
 
 def test_frozen_parameters_are_in_no_optimiser(tiny: Tiny, registry: Registry) -> None:
