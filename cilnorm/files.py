@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["PART", "in_words", "open_plain", "plain_folder", "read_plain", "read_text", "write_atomically"]
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = ["PART", "in_words", "naming", "open_plain", "plain_folder", "read_plain", "read_text", "write_atomically"]
 
 PART = ".part"
 # Never through a link; a pipe must not keep us waiting; Windows would translate line ends. What a system lacks is 0.
@@ -101,30 +109,102 @@ def in_words(error: OSError) -> str:
 def write_atomically(path: Path, content: str | bytes, keep: Path | None = None) -> None:
     """Writes to a temporary name beside ``path``, flushes it to the disk, renames it and flushes the folder.
 
+    What processes left under such names of ``path`` when they were killed is removed.
+
     Args:
         keep: what stood at ``path`` goes there, over what stands there, before the new file takes its place. A crash
             between the two leaves the old file, whole, under this name alone.
 
     Raises:
-        OSError: as the system reports it; the old file is then whole, at ``path`` or at ``keep``.
+        OSError: as the system reports it, with ``path`` where it names no file; the old file is then whole, at ``path``
+            or at ``keep``.
     """
     data = content.encode(errors="backslashreplace") if isinstance(content, str) else content  # a path may be no UTF-8
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PART)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp's 0600 would keep colleagues out
-        if keep is not None and path.exists():
-            os.replace(path, keep)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    _remove_left_parts(path)
+    with naming(path), _new_part(path) as (handle, temporary):
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            umask = os.umask(0)
+            os.umask(umask)
+            os.chmod(temporary, 0o666 & ~umask)  # mkstemp's 0600 would keep colleagues out
+            if keep is not None and path.exists():
+                os.replace(path, keep)
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
     _flush_folder(path.parent)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An OSError that comes out of here names ``path`` if it names no file, as that of a full disk does not."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.strerror:
+            error.filename = str(path)
+        raise
+
+
+@contextmanager
+def _new_part(path: Path) -> Iterator[tuple[int, str]]:
+    """A new file beside ``path``: a handle, which the caller closes, and its name; locked to the end of the context.
+
+    The lock tells other writers of ``path`` that this one is alive.
+    """
+    while True:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PART)
+        with suppress(BlockingIOError):
+            _lock(handle)
+            if os.path.lexists(name):
+                break
+        os.close(handle)  # another writer took it, not yet locked, for one that was left
+    guard = os.dup(handle) if fcntl is not None else None  # Windows renames no file that is open
+    try:
+        yield handle, name
+    finally:
+        if guard is not None:
+            os.close(guard)
+
+
+def _remove_left_parts(path: Path) -> None:
+    """Removes temporary files of ``path`` that no living process holds; where that can't be told, they stay."""
+    ours = re.compile(re.escape(f".{path.name}.") + f"[a-z0-9_]{{8}}{re.escape(PART)}")  # as mkstemp names them
+    with suppress(OSError):
+        for name in os.listdir(path.parent):
+            if ours.fullmatch(name):
+                with suppress(OSError):
+                    _remove_if_left(path.with_name(name))
+
+
+def _remove_if_left(part: Path) -> None:
+    handle = open_plain(part, os.O_RDWR)  # what some network file systems lock must be open for writing
+    try:
+        if _lock(handle):
+            part.unlink()
+    finally:
+        os.close(handle)
+
+
+def _lock(handle: int) -> bool:
+    """Locks an open file; False where there are no such locks.
+
+    Raises:
+        BlockingIOError: another process holds it.
+    """
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:
+        return False
+    return True
 
 
 def _flush_folder(path: Path) -> None:

@@ -85,14 +85,21 @@ def guarded(work: Callable[[], None], debug: bool) -> None:
     except BaseException as error:  # a plugin's SystemExit, say, which would end the command with status 0
         if debug:
             raise
+        mendable = _mendable(error)
+        text = " ".join(str(error).split()) or type(error).__name__
+        text = text if mendable or len(text) > 60 else f"{type(error).__name__}: {text}"
+        complain("; ".join([text, *getattr(error, "__notes__", ())]))
+        raise typer.Exit(getattr(error, "status", 2 if mendable else 1)) from None
+
+
+def _mendable(error: BaseException) -> bool:
+    """Whether it is an error that says what the user can mend."""
+    try:
         from cilnorm.images import DatasetError
         from cilnorm.registry import PluginError
         from cilnorm.spec import SpecError
         from cilnorm.storage.checkpoint import CheckpointError
         from cilnorm.storage.run_folder import FolderError
-
-        mendable = isinstance(error, (SpecError, DatasetError, FolderError, PluginError, CheckpointError))
-        text = " ".join(str(error).split()) or type(error).__name__
-        text = text if mendable or len(text) > 60 else f"{type(error).__name__}: {text}"
-        complain("; ".join([text, *getattr(error, "__notes__", ())]))
-        raise typer.Exit(getattr(error, "status", 2 if mendable else 1)) from None
+    except Exception:  # torch can't be imported, for lack of memory say; then the error is that, and none of these
+        return False
+    return isinstance(error, (SpecError, DatasetError, FolderError, PluginError, CheckpointError))

@@ -57,7 +57,7 @@ def record_failure(spec: Spec, state: RunState, folder: RunFolder, tell: EventLo
     try:
         yield
     except BaseException as error:
-        where, reason = doing or f"task {state.task + 1}, epoch {state.epoch + 1}", _cause(error, spec)
+        where, reason = doing or _place(state, spec), _cause(error, spec)
         try:
             folder.check_place()
         except FolderError as gone:  # whatever it was that failed, this is why, and there is no place to say it
@@ -76,6 +76,13 @@ def record_failure(spec: Spec, state: RunState, folder: RunFolder, tell: EventLo
             raise RunStopped(f"{where}: {halted.reason}", folder.path) from error
         error.add_note(f"at {where}; what was done is in {folder.path}")
         raise
+
+
+def _place(state: RunState, spec: Spec) -> str:
+    """Where a run stands, in words."""
+    if state.task == (spec.stop_after or spec.tasks):
+        return "after the last task"  # its figures, say
+    return f"task {state.task + 1}, epoch {state.epoch + 1}"
 
 
 def _cause(error: BaseException, spec: Spec) -> str:

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from cilnorm.files import in_words, open_plain, plain_folder, read_text, write_atomically
+from cilnorm.files import in_words, naming, open_plain, plain_folder, read_text, write_atomically
 from cilnorm.images import ImageSet
 from cilnorm.metrics import as_matrix, summarise
 from cilnorm.registry import Registry
@@ -180,7 +180,8 @@ class RunFolder:
         """Appends one line to events.jsonl."""
         self.check_place()
         line = json.dumps({"time": round(time.time(), 3), **event}) + "\n"
-        with os.fdopen(open_plain(self.path / LOG, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "ab") as file:
+        path = self.path / LOG
+        with naming(path), os.fdopen(open_plain(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "ab") as file:
             file.write(line.encode())
 
     def logged(self) -> int:

@@ -346,6 +346,22 @@ def test_a_loss_that_is_no_number_is_not_saved_within_the_epoch(
     assert torch.load(tmp_path / "checkpoints" / "last.pt", weights_only=True)["position"] == [1, 0, 0, 0]
 
 
+def test_figures_that_can_not_be_drawn(
+    tiny: Callable[..., Spec], registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk is full once all tasks are learned."""
+    spec, folder = tiny(tasks=1, epochs=1), tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "draw_figures", full)
+        with pytest.raises(RunStopped, match="after the last task: No space left on device"):
+            run(spec, folder, registry=registry, **CPU)
+    assert json.loads((folder / "summary.json").read_text())["where"] == "after the last task"
+    steps: list[Event] = []
+    resume(folder, registry=registry, watch=[lambda e: steps.append(e) if e["event"] == "step" else None], **CPU)
+    assert not steps
+    assert json.loads((folder / "summary.json").read_text())["state"] == "finished"
+
+
 def test_a_disk_that_is_full_when_the_log_grows(
     tiny: Callable[..., Spec], registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
