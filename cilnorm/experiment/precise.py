@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from cilnorm import registry as registries
-from cilnorm.batch import Composition, Task
+from cilnorm.batch import Batch, Composition, Task
 from cilnorm.experiment.assembly import Assembly, assemble, pick_device
 from cilnorm.experiment.evaluation import measure_accuracy
 from cilnorm.files import write_atomically
@@ -24,6 +24,7 @@ from cilnorm.running import measure_statistics
 from cilnorm.spec import Spec
 from cilnorm.storage.checkpoint import Checkpoints
 from cilnorm.storage.run_folder import FolderError, RunFolder
+from cilnorm.telling import needs_rows, tell_batch
 from cilnorm.training.memory import Memory
 from cilnorm.training.randomness import generator
 
@@ -49,17 +50,27 @@ def measure_anew(spec: Spec, parts: Assembly, memory: Memory, task: Task) -> Non
         ValueError: the network keeps none.
     """
     rows = balanced_rows(memory, parts, task, spec.seed)
+    labels = iter(parts.stream.targets[rows].to(parts.device).tensor_split(_count(spec, rows)))
 
     def tell(count: int) -> None:
-        parts.net.observe(Composition(count, 0, task.index))  # no cut: rows of every task in any order
+        composition = Composition.of_one_kind(count, task.index)  # no cut: rows of every task in any order
+        parts.net.observe(composition)
+        targets = next(labels)
+        if needs_rows(parts.net):
+            tell_batch(parts.net, Batch(torch.empty(0), targets, composition), task)
 
     measure_statistics(parts.net, _batches(spec, parts, rows, task), tell)
 
 
+def _count(spec: Spec, rows: Tensor) -> int:
+    """Of the batches into which rows are cut as evenly as can be, none smaller than the run's."""
+    return max(1, len(rows) // sum(spec.rows))
+
+
 def _batches(spec: Spec, parts: Assembly, rows: Tensor, task: Task) -> Iterator[Tensor]:
-    """Augmented images of the rows, cut as evenly as can be into batches no smaller than the run's."""
+    """Augmented images of the rows, batch by batch."""
     views = parts.train.draw(len(rows), generator(spec.seed, "precise augmentation", task.index))
-    for part in torch.arange(len(rows)).tensor_split(max(1, len(rows) // sum(spec.rows))):
+    for part in torch.arange(len(rows)).tensor_split(_count(spec, rows)):
         yield parts.train.augmented(rows[part].to(parts.device), views[part].to(parts.device))
 
 

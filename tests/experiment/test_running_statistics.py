@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
+from benchmarks.told import tell as tell_rows_too
 from cilnorm import registry as registries
-from cilnorm.batch import Composition, CompositionAware
+from cilnorm.batch import Composition
 from cilnorm.cli import app
 from cilnorm.experiment.assembly import assemble, pick_device
 from cilnorm.experiment.precise import balanced_rows, precise
@@ -46,8 +47,7 @@ def rows(count: int = 16, seed: int = 0) -> Tensor:
 
 def tell(layer: nn.Module, count: int = 16) -> None:
     """Tells the layer, if it wants to know, of rows without a cut."""
-    if isinstance(layer, CompositionAware):
-        layer.compose(Composition(count, 0, 0))
+    tell_rows_too(layer, Composition(count, 0, 0))
 
 
 def trained(name: str) -> nn.Module:
