@@ -179,7 +179,7 @@ class RowsAware(nn.Module):
         if told is None or not told.telling.open:
             raise RuntimeError(f"{self._amiss()}; {ADVICE}")
         if len(told.rows.past) != x.shape[0]:
-            raise ValueError(f"told of a batch of {len(told.rows.past)} rows, given one of {x.shape[0]}")
+            raise ValueError(f"{len(told.rows.past)} rows were described, the batch has {x.shape[0]}")
         if not told.telling.repeat:
             self._told = None
         if torch.compiler.is_compiling():
@@ -191,7 +191,9 @@ class RowsAware(nn.Module):
     def _amiss(self) -> str:
         if self._told is not None:
             return "what was told of the rows ended with its `with` block"
-        return "what was told was of one batch, and is used up" if self._earlier else "told nothing about the batch"
+        if self._earlier:
+            return "what was told of the rows was of one batch, and is used up"
+        return "the layer does not know what the batch is made of"
 
     def _again(self, x: Tensor) -> Told:
         """The telling of the pass that this one repeats."""

@@ -151,7 +151,7 @@ def test_a_telling_that_was_not_used_ends_with_its_block_and_leaves_no_compositi
         model.eval()(x)
     with pytest.raises(RuntimeError, match="ended with its `with` block"):
         model.train()(x)
-    with pytest.raises(RuntimeError, match="told nothing about the batch"):
+    with pytest.raises(RuntimeError, match="does not know what the batch is made of"):
         network()(x)
 
 
@@ -164,7 +164,7 @@ def test_forgetting_reaches_compositions_too() -> None:
     ):
         tell()
         cilnorm.forget(model)
-        with pytest.raises(RuntimeError, match="told nothing about the batch"):
+        with pytest.raises(RuntimeError, match="does not know what the batch is made of"):
             model(x)
 
 
@@ -288,7 +288,7 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="12 current rows can't be cut into 5 splits"):
         cilnorm.tell_rows(network(splits=5), past=mask, task=3)
     cilnorm.tell_rows(model, past=mask, task=3)
-    with pytest.raises(ValueError, match="told of a batch of 16 rows, given one of 9"):
+    with pytest.raises(ValueError, match="16 rows were described, the batch has 9"):
         model(torch.randn(9, 3, 6, 5, dtype=torch.float64))
 
 

@@ -57,19 +57,21 @@ class AdaptiveBalanceBatchNorm2d(BatchNormBase, RowsAware):
 
     Args:
         num_features: C.
-        eps, momentum, affine, track_running_stats, device, dtype: as for ``BatchNorm2d``; momentum None is κ = 0.
-        kappa: κ in [0, 1]; the paper tries 0.1, 0.4, 0.7 and 1.
-        strength: λ of the term in the loss; the paper tries 0.01 to 10. 0 for none.
+        momentum: weight of a step in the running averages at κ = 1; None is κ = 0.
+        kappa (κ): how far the running averages go from an average over all steps (0) to a constant rate (1); the paper
+            tries 0.1, 0.4, 0.7 and 1.
+        strength (λ): weight of the term in the loss; the paper tries 0.01 to 10. 0 for none.
         strength_from: tasks learned before the term is first added; the paper tries 0 and 1.
-        absent: ``lost``: as in the released code; ``redistributed``: w is normalised over the tasks in the batch.
+        absent: what becomes of the weight of tasks that a batch has no row of. ``lost``: as in the released code;
+            ``redistributed``: w is normalised over the tasks in the batch.
         variance: of the running average: ``biased`` as in the released code, or ``unbiased`` as in ``BatchNorm2d``.
         decay: whether weight decay acts on ψ too, which pulls the prior towards one row a task.
-        tasks: T, tasks at most.
+        tasks (T): tasks at most.
 
     Raises:
         ValueError: another option than these, more tasks than T, tasks of rows not told, or an input that isn't
             (N, C, H, W).
-        RuntimeError: training without having been told; a term that reentrant activation checkpointing would lose.
+        RuntimeError: training without knowing the rows; a term that reentrant activation checkpointing would lose.
     """
 
     needs_rows = True

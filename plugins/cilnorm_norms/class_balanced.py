@@ -69,23 +69,25 @@ class ClassBalancedBatchNorm2d(BatchDependent, RowsAware):
     Args:
         num_features: C.
         eps: added to the variance.
-        momentum: η; the authors use 0.01 for 10 classes and 0.05 for 100.
+        momentum (η): weight of a row in the averages of its class; the authors use 0.01 for 10 classes, 0.05 for 100.
         affine: whether there are γ and β.
         track_running_stats: must be True, for the layer is made of its averages.
         device, dtype: of parameters and buffers.
-        spread: Γ, how much of a step all classes share; the authors try 0, 0.1 and 0.5.
-        over: the mean is over the classes ``seen``, or over ``all`` as in the released code.
-        start: a class begins with the moments of its first rows (``batch``), or with what was there as in the
+        spread (Γ): how much of a step all classes share; the authors try 0, 0.1 and 0.5.
+        over: which classes the mean is over: those ``seen``, or ``all`` as in the released code.
+        start: where a class begins: with the moments of its first rows (``batch``), or with what was there as in the
             released code (``kept``).
-        by: ``classes``, or ``tasks`` in their place.
-        variant: ``v5``, or ``ema``: a_k = η / (n_k + 1e-5), so that a step moves a class by η whatever n_k, and no Γ.
-        unlabelled: a batch without labels is an ``error``, or moves the global averages alone (``batch``, released).
-        classes: K, classes (or tasks) at most.
+        by: what averages are kept of: ``classes``, or ``tasks`` in their place.
+        variant: the step size. ``v5``: as above; ``ema``: a_k = η / (n_k + 1e-5), so that a step moves a class by η
+            whatever n_k, and no Γ.
+        unlabelled: what a batch without labels does: an ``error``, or it moves the global averages alone (``batch``,
+            as in the released code).
+        classes (K): classes (or tasks) at most.
 
     Raises:
         ValueError: another option than these, a label of K or more (looked at on the CPU), no labels, an input that
             isn't (N, C, H, W).
-        RuntimeError: training without having been told.
+        RuntimeError: training without knowing the rows.
     """
 
     needs_rows = True
@@ -165,14 +167,12 @@ class ClassBalancedBatchNorm2d(BatchDependent, RowsAware):
         ids = rows.labels if self.by == "classes" else rows.tasks
         if ids is None:
             if self.unlabelled == "error":
-                raise ValueError(f"{NAME} needs the {self.by[:-1]} of each row: tell {self._told_as()}=")
+                named = "labels" if self.by == "classes" else "tasks"
+                raise ValueError(f"{NAME} needs the {named[:-1]} of each row: tell {named}=")
             return None
         ranks = self.ranks() if self.synchronised else None
         key = NAME, self.by, self.classes, ranks and id(ranks.group)
         return rows.once(key, lambda: self._of_labels(ids, ranks))
-
-    def _told_as(self) -> str:
-        return "labels" if self.by == "classes" else "tasks"
 
     def _of_labels(self, ids: Tensor, ranks: Ranks | None) -> _Labels:
         if ids.device.type == "cpu" and not 0 <= int(ids.min()) <= int(ids.max()) < self.classes:
