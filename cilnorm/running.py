@@ -14,7 +14,7 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -74,7 +74,7 @@ class KeepsStatistics(nn.Module):
 
     frozen: bool = False
     frozen_affine: bool = False
-    bessel: ClassVar[bool] = True
+    bessel: bool = True
 
     def freeze(self, affine: bool = False) -> None:
         """From now on normalises by the averages as they are, in training too; its copies do the same."""

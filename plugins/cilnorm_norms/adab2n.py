@@ -103,6 +103,7 @@ class AdaptiveBalanceBatchNorm2d(BatchNormBase, RowsAware):
                 raise ValueError(f"{name} can't be {value!r}; it is one of {get_args(among)}")
         self.kappa, self.strength, self.strength_from = kappa, strength, strength_from
         self.absent, self.variance, self.decay, self.tasks = absent, variance, decay, tasks
+        self.bessel = variance == "unbiased"
         self.task_weight = nn.Parameter(torch.zeros(tasks, device=device, dtype=dtype))
         counted = torch.zeros((), dtype=torch.long, device=device) if track_running_stats else None
         self.register_buffer("updates", counted)
