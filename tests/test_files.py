@@ -99,7 +99,8 @@ def test_what_another_process_is_writing_stays(tmp_path: Path) -> None:
 
 def test_a_part_that_another_writer_took_for_one_that_was_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It meets the file between its making and its lock, and removes it."""
-    lock, removed = files._lock, []
+    lock = files._lock
+    removed: list[str] = []
 
     def late(handle: int) -> bool:
         if not removed:

@@ -142,10 +142,13 @@ def save(
     Raises:
         OSError: it can't be written.
     """
+    from matplotlib import rc_context
+
     paths = []
     for kind in formats:
         buffer = io.BytesIO()
-        figure.savefig(buffer, format=kind, dpi=dpi, metadata=UNDATED[kind])
+        with rc_context({"svg.hashsalt": "cilnorm"}):  # else the names in an SVG are drawn at random
+            figure.savefig(buffer, format=kind, dpi=dpi, metadata=UNDATED[kind])
         paths.append(folder / f"{name}.{kind}")
         write_atomically(paths[-1], buffer.getvalue())
     return paths

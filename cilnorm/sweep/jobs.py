@@ -111,9 +111,12 @@ class Job:
     def end(self, code: int) -> None:
         """Takes down that its process ended with ``code``, a negative one being a signal, if that was a failure."""
         if code not in STOPPED:
-            why = f"killed by signal {-code}" if code < 0 else self._last_line() or f"exit status {code}"
-            with suppress(OSError):  # a full disk, say: the other jobs go on, and this one's own files tell of it
-                write_atomically(self._beside("failed"), why + "\n")
+            self.fail(f"killed by signal {-code}" if code < 0 else self._last_line() or f"exit status {code}")
+
+    def fail(self, why: str) -> None:
+        """Takes down why it failed, in one line."""
+        with suppress(OSError):  # a full disk, say: the other jobs go on, and this one's own files tell of it
+            write_atomically(self._beside("failed"), why + "\n")
 
     def _beside(self, suffix: str) -> Path:
         return self.folder.with_name(f"{self.folder.name}.{suffix}")

@@ -9,9 +9,10 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
+from cilnorm.files import in_words
 from cilnorm.storage.interruptions import Interruptions
 from cilnorm.storage.lock import BUSY, busy
 from cilnorm.sweep.jobs import Job
@@ -81,17 +82,11 @@ def work(jobs: Sequence[Job], workers: int, flags: Sequence[str], watch: Watcher
         try:
             while queue.waiting or running:
                 while len(running) < workers and (job := queue.next(watch)) is not None:
-                    job.begin()
-                    with open(job.log, "ab") as log:
-                        running[job] = subprocess.Popen(
-                            command(job, flags, os.getpid()),
-                            stdin=subprocess.DEVNULL,
-                            stdout=log,
-                            stderr=subprocess.STDOUT,
-                            env=environment,
-                            start_new_session=True,  # the terminal's Ctrl-C comes here alone, and is handed on once
-                        )
-                    watch(job, "started")
+                    try:
+                        running[job] = _start(job, flags, environment)
+                    except OSError as error:  # a full disk or too many processes, say
+                        job.fail(f"can't be started: {in_words(error)}")
+                    watch(job, "started" if job in running else "ended")
                 time.sleep(LOOK)
                 for job, process in list(running.items()):
                     code = process.poll()
@@ -104,6 +99,19 @@ def work(jobs: Sequence[Job], workers: int, flags: Sequence[str], watch: Watcher
                     watch(job, "running" if code is None else "ended")
         finally:
             _stop(running.values())
+
+
+def _start(job: Job, flags: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    job.begin()
+    with open(job.log, "ab") as log:
+        return subprocess.Popen(
+            command(job, flags, os.getpid()),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,  # the terminal's Ctrl-C comes to the parent alone, and is handed on once
+        )
 
 
 class _Queue:

@@ -215,6 +215,26 @@ def test_ctrl_c_stops_the_workers(job: Job, registry: Registry, monkeypatch: pyt
     assert job.state == deaf.state == "new"
 
 
+def test_a_job_that_can_not_be_started_stops_no_other(
+    job: Job, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its log can't be written."""
+    other = Job("other", job.spec, job.folder.with_name("other"))
+    for each in (job, other):
+        each.prepare(registry)
+    job.log.mkdir()
+    told: list[tuple[str, str]] = []
+    monkeypatch.setattr(workers, "command", lambda *_: [sys.executable, "-c", ""])
+    workers.work([job, other], 1, [], lambda each, what: told.append((each.label, what)))
+    assert [each for each in told if each[1] != "running"] == [
+        ("ft x bn", "ended"), ("other", "started"), ("other", "ended"),
+    ]  # fmt: skip
+    assert job.unfinished == f"failed: can't be started: {job.log}: Is a directory"
+    job.log.rmdir()
+    workers.work([job], 1, [], lambda *_: None)
+    assert job.state == "new"  # the failure is forgotten
+
+
 def test_a_busy_job_is_waited_for_after_the_others_and_never_failed(
     job: Job, registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -289,7 +309,7 @@ def test_a_lock_of_another_host_is_not_waited_for(job: Job, registry: Registry, 
 @pytest.mark.skipif(os.name == "nt", reason="needs processes with parents")
 def test_a_worker_dies_with_a_killed_parent_even_if_it_does_not_heed_ctrl_c() -> None:
     child = (
-        "import os, signal, sys, time; from cilnorm import workers; workers.PATIENCE = 0.1; "
+        "import os, signal, sys, time; from cilnorm.sweep import workers; workers.PATIENCE = 0.1; "
         "workers.die_with(os.getppid()); signal.signal(signal.SIGINT, signal.SIG_IGN); "
         "print('up', flush=True); time.sleep(100)"
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cilnorm.storage.figures import accuracy_figure, curves_figure, draw_figures, matrix_figure
+from cilnorm.storage.figures import accuracy_figure, curves_figure, draw_figures, matrix_figure, save
 
 ROWS = [[90.0], [50.0, 80.0], [30.0, 40.0, 95.0]]
 
@@ -40,6 +40,13 @@ def test_figures_are_written(rows: list[list[float]], tmp_path: Path) -> None:
     before = {path: path.read_bytes() for path in paths}
     draw_figures(tmp_path, rows, "a $ title_{ with [odd] signs")
     assert {path: path.read_bytes() for path in paths} == before  # nothing in them depends on the time
+
+
+def test_a_figure_drawn_again_is_the_same_file_in_every_format(tmp_path: Path) -> None:
+    figure = accuracy_figure(ROWS, "title")
+    first = [path.read_bytes() for path in save(figure, tmp_path, "one")]
+    assert [path.read_bytes() for path in save(figure, tmp_path, "two")] == first
+    assert sorted(os.listdir(tmp_path))[:3] == ["one.pdf", "one.png", "one.svg"]
 
 
 def test_curves_differ_in_their_marker_as_well_as_in_their_colour() -> None:
