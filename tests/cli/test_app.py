@@ -298,7 +298,10 @@ BAD: dict[str, tuple[list[str], str]] = {
         ["--set", "method.less_forget=3"],
         "ft has no option 'less_forget', though lucir has one; `cilnorm show ft` lists its options",
     ),
-    "another norm's": (["--set", "groups=3"], "bn has no option 'groups', though cn, cn*, tbbn+cn, evonorm-s0 have one;"),
+    "another norm's": (
+        ["--set", "groups=3"],
+        "bn has no option 'groups', though cn, cn*, tbbn+cn, evonorm-s0 have one;",
+    ),
     "another program's": (["--set", "learning_rate=1"], "no key called 'learning_rate'; did you mean 'lr'? there are "),
     "value": (["--set", "lr=fast"], "schedule.lr: expected float, found 'fast'"),
     "no value": (["--set", "lr"], "--set takes KEY=VALUE, not 'lr'"),

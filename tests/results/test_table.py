@@ -19,6 +19,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from cilnorm import api
 from cilnorm import registry as registries
 from cilnorm.cli.app import app
 from cilnorm.cli.board import Board
@@ -424,7 +425,7 @@ def test_two_tables_in_one_folder_share_the_work_and_fail_nothing(site: Path) ->
 
 def test_a_table_whose_cells_are_not_finished_says_so(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     grid_file(site / "grid.yaml", ["ft", "sour"], 1)
-    monkeypatch.setattr(workers, "work", lambda *_: None)
+    monkeypatch.setattr(api, "work", lambda *_: None)
     done = cilnorm("table", "grid.yaml", "--out", "out", "--device", "cpu")
     assert done.exit_code == 1
     assert done.stderr == "cilnorm: 2 of 2 runs are not finished; the same command goes on\n"
@@ -443,7 +444,7 @@ def test_a_table_that_is_asked_to_stop_says_how_to_go_on(site: Path, monkeypatch
 
 def test_seeds_without_a_folder_find_theirs_again(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folders: list[Path] = []
-    monkeypatch.setattr(workers, "work", lambda jobs, *_: folders.extend(job.folder for job in jobs))
+    monkeypatch.setattr(api, "work", lambda jobs, *_: folders.extend(job.folder for job in jobs))
     asked = ("run", *(f"--set={key}={value}" for key, value in SMALL.items()), "--device", "cpu")
     for more in (("--seeds", "0,1"), ("--seeds", "1,2", "--seed", "7"), ("--seeds", "0", "--epochs", "3")):
         assert cilnorm(*asked, *more).exit_code == 1
