@@ -22,6 +22,7 @@ from cilnorm.hookspecs import Norm, hookimpl
 from cilnorm.network import SelfActivating
 from cilnorm_norms import _passes
 from cilnorm_norms._base import check_images
+from cilnorm_norms._passes.blocks import HALF
 from cilnorm_norms.group import check_groups
 
 
@@ -85,13 +86,14 @@ class EvoNormS02d(SelfActivating):
         z, scale = x, None
         if self.v is not None:
             scale = torch.rsqrt(self._variance(x) + self.eps)
-            z = x * torch.sigmoid(x * self.v.to(x.dtype).view(-1, 1, 1))
+            wide = x.float() if x.dtype in HALF else x  # two products and a sigmoid, rounded once
+            z = wide * torch.sigmoid(wide * self.v.to(wide.dtype).view(-1, 1, 1))
         if self.weight is not None and self.bias is not None:
             scale = self.weight[None] if scale is None else scale * self.weight
         if scale is None:
             return z
         shift = torch.zeros_like(scale) if self.bias is None else torch.zeros_like(scale) + self.bias
-        return _passes.affine(z, torch.zeros_like(scale), scale, shift)
+        return _passes.affine(z, torch.zeros_like(scale), scale, shift).to(x.dtype)
 
     def _variance(self, x: Tensor) -> Tensor:
         """Biased variance of each channel's group, (N, C)."""

@@ -22,6 +22,7 @@ from cilnorm.hookspecs import Norm, hookimpl
 from cilnorm.network import SelfActivating
 from cilnorm_norms import _passes
 from cilnorm_norms._base import check_images
+from cilnorm_norms._passes.blocks import HALF
 
 
 class FilterResponseNorm2d(SelfActivating):
@@ -81,8 +82,11 @@ class FilterResponseNorm2d(SelfActivating):
         shift = torch.zeros_like(scale)
         if self.weight is not None and self.bias is not None:
             scale, shift = scale * self.weight, shift + self.bias
-        y = _passes.affine(x, torch.zeros_like(mean), scale, shift)
-        return y if self.tau is None else torch.maximum(y, self.tau.to(y.dtype).view(-1, 1, 1))
+        if self.tau is None:
+            return _passes.affine(x, torch.zeros_like(mean), scale, shift)
+        wide = x.float() if x.dtype in HALF else x  # rounded before the threshold, values near it change sides
+        y = _passes.affine(wide, torch.zeros_like(mean), scale, shift)
+        return torch.maximum(y, self.tau.to(y.dtype).view(-1, 1, 1)).to(x.dtype)
 
     def extra_repr(self) -> str:
         return f"{self.num_features}, eps={self.eps}, affine={self.weight is not None}, act={self.activates}"
