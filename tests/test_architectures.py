@@ -9,6 +9,8 @@ import torchvision
 from benchmarks.architectures import ARCHITECTURES, TABLE, Architecture, tried
 from cilnorm import registry
 
+pytestmark = pytest.mark.slow
+
 
 def documented() -> dict[str, list[str]]:
     """The cells of both tables by network, without the reasons for a no."""

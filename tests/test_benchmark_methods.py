@@ -8,6 +8,8 @@ import pytest
 
 from benchmarks import methods
 
+pytestmark = pytest.mark.slow
+
 
 def test_methods(capsys: pytest.CaptureFixture[str]) -> None:
     methods.main(["--only", "ft", "podnet", "afc", "--pairs", "1", "--backbone", "resnet8", "--norm", "tbbn"])

@@ -10,6 +10,8 @@ from benchmarks.norms import SHAPES, cases, main, peak_bytes, step
 from cilnorm import registry
 from cilnorm.norms import norm_factory
 
+pytestmark = pytest.mark.slow
+
 
 def test_every_norm_is_measured() -> None:
     assert set(registry.load().norms) <= set(cases([]))

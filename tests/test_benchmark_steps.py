@@ -18,6 +18,8 @@ from cilnorm.training.engine import Engine
 from cilnorm.training.fast_engines import CaptureRefused
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.slow
+
 
 def printed(*command: str) -> tuple[str, Any]:
     """All that a benchmark printed, and what its last line says."""

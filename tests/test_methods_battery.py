@@ -27,6 +27,8 @@ from cilnorm.spec import Settings, resolve
 from cilnorm.training.engine import Engine
 from tests import fake
 
+pytestmark = pytest.mark.slow
+
 STORED = Path(__file__).parent / "assets" / "first_losses.json"
 METHODS = ("ft", "eeil", "lucir", "podnet", "ssil", "afc", "two-phases")
 NORMS = ("bn", "tbbn", "cn", "gn")

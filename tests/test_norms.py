@@ -23,6 +23,8 @@ from cilnorm.norms import convert_norms, finish_norms, norm_act_factory, norm_fa
 from cilnorm_norms.task_balanced import TaskBalancedBatchNorm2d
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.slow
+
 NORMS = list(registry.load().norms)
 CLASSES = (  # to timm
     "adaptivebalance|classbalanced|taskbalanced|continual|"

@@ -18,6 +18,8 @@ from cilnorm import registry
 from cilnorm.batch import Composition, set_composition
 from cilnorm.norms import finish_norms, norm_factory
 
+pytestmark = pytest.mark.slow
+
 REGISTRY = registry.load().norms
 # Options that make another layer of a norm: with its own activation, or without.
 VARIANTS: dict[str, tuple[str, dict[str, object]]] = {

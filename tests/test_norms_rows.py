@@ -12,6 +12,8 @@ from cilnorm.norms import norm_factory
 from cilnorm.telling import tell_rows
 from tests.test_norms_battery import NAMES, SHELF, TOLD, assert_same, make, rows
 
+pytestmark = pytest.mark.slow
+
 NEEDY = [name for name in NAMES if SHELF[name].needs_rows]
 
 

@@ -25,6 +25,8 @@ from cilnorm.storage.checkpoint import Checkpoints
 from tests.conftest import TINY
 from tests.golden import FURTHER, Golden, check, load_initial_state, names, replay, replay_all
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE = {torch.float64: {"": 1e-10}, torch.float32: {"": 2e-5}}
 DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+pytestmark = pytest.mark.slow
+
 CHANCE = 100 / 20  # of the example's classes
 README = Path(__file__).resolve().parent.parent / "README.md"
 

@@ -15,6 +15,8 @@ from cilnorm.hookspecs import API_VERSION, Norm, hookimpl
 from cilnorm.registry import HOOKS, PluginError, Registry, Shelf, UnknownName, load, nearest
 from tests.strangers import distribute, norm, offers
 
+pytestmark = pytest.mark.slow
+
 Install = Callable[..., None]
 
 

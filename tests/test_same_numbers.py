@@ -20,6 +20,8 @@ from cilnorm.registry import Registry, load
 from cilnorm.spec import Settings, resolve
 from tests import fake
 
+pytestmark = pytest.mark.slow
+
 STORED = Path(__file__).parent / "assets" / "same_numbers.json"
 METHODS = ("ft", "eeil", "lucir", "podnet", "ssil", "afc")
 NORMS = ("bn", "tbbn")

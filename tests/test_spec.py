@@ -69,7 +69,7 @@ def test_values_of_ones_own(asked: dict[str, Any], found: Callable[[Spec], bool]
         ({"norm": "tbn"}, r"no norm called 'tbn'; did you mean 'tbbn'\? there are .*\bbn\b"),
         ({"method": "fft"}, r"no method called 'fft'; did you mean 'ft'\?"),
         ({"backbone": "rasnet32"}, r"no backbone called 'rasnet32'; did you mean 'resnet32'\?"),
-        ({"dataset": "cifar"}, r"no dataset called 'cifar'; did you mean 'cifar100'\?"),
+        ({"dataset": "cifar"}, r"no dataset called 'cifar'; did you mean 'cifar10'\?"),
         ({"norm": 3}, "norm: expected a name, found 3"),
         (
             {"protocol": "releasd"},

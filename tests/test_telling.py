@@ -21,6 +21,8 @@ from cilnorm.rows_aware import KEPT
 from cilnorm_norms._task_balanced.rows import _table
 from cilnorm_norms.task_balanced import TaskBalancedBatchNorm2d, feasible_splits, weighs_rows
 
+pytestmark = pytest.mark.slow
+
 OPTIONS: list[dict[str, Any]] = [
     {},
     {"splits": "divisor"},

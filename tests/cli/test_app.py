@@ -23,6 +23,8 @@ from tests import fake
 from tests.conftest import ROOT, TINY
 from tests.strangers import distribute, norm
 
+pytestmark = pytest.mark.slow
+
 COMMANDS = ("run", "resume", "list", "show", "plugins", "bench", "table", "report", "compare", "probe")
 
 

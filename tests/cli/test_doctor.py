@@ -14,6 +14,8 @@ from cilnorm.hookspecs import Dataset, Norm, hookimpl
 from cilnorm.registry import Registry, load
 from tests import fake
 
+pytestmark = pytest.mark.slow
+
 
 def findings(registry: Registry, place: Path) -> dict[str, Finding]:
     return {finding.name: finding for finding in examine(registry, place / "data", place / "runs")}

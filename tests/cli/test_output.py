@@ -18,6 +18,8 @@ from cilnorm.cli.output import Lasting
 from tests.conftest import ROOT
 from tests.strangers import distribute
 
+pytestmark = pytest.mark.slow
+
 START = [sys.executable, "-c", "from cilnorm.cli.app import main; main()"]
 RUN = ["run", "--device=cpu", "--backbone=tiny", "--dataset=blobs", "--tasks=3", "--memory=24", "--rows=12:4"]
 FULL = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is full")

@@ -17,6 +17,8 @@ from cilnorm.experiment.runner import run
 from cilnorm.registry import Registry
 from cilnorm.spec import Spec
 
+pytestmark = pytest.mark.slow
+
 EVENTS: list[dict[str, Any]] = [
     {"event": "run", "folder": "runs/[bold]x[/bold] [/]", "tasks": 2, "notice": "odd [/] files", "method": "ft",
      "norm": "bn", "backbone": "tiny", "dataset": "blobs", "seed": 3, "matrix": []},

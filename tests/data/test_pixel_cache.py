@@ -26,6 +26,8 @@ from cilnorm.data.pixel_cache import entries, image_set, remove
 from cilnorm.images import DatasetError, ImageFiles, ImageSet
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.slow
+
 SIZE = 8
 
 

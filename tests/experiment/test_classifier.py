@@ -20,6 +20,8 @@ from cilnorm.registry import Registry
 from cilnorm.spec import Spec, SpecError
 from cilnorm.training.pixels import Augmentation, Pixels
 
+pytestmark = pytest.mark.slow
+
 Tiny = Callable[..., Spec]
 
 

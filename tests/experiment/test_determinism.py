@@ -23,6 +23,8 @@ from cilnorm.spec import Spec
 from cilnorm.training.randomness import generator
 from tests.experiment.test_runner import CPU, Event
 
+pytestmark = pytest.mark.slow
+
 BATCHES = """
 import sys, torch, hashlib
 from cilnorm.training.pixels import Augmentation, Pixels

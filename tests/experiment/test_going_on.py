@@ -23,6 +23,8 @@ from tests import fake
 from tests.experiment.test_runner import CPU, Event
 from tests.training.test_engine import Remembered
 
+pytestmark = pytest.mark.slow
+
 SHELVES = load(extra=[fake])
 METHODS = [name for name in SHELVES.methods if name not in ("two-phases", "sour")]
 Tiny = Callable[..., Spec]

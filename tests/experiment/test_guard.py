@@ -30,6 +30,8 @@ from cilnorm.storage.run_folder import LOCK, FolderError
 from tests.experiment.test_runner import CPU, Event, bits, events
 from tests.fake import Tiny
 
+pytestmark = pytest.mark.slow
+
 HOLD = """
 import sys, time
 from pathlib import Path

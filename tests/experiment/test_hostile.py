@@ -22,6 +22,8 @@ from cilnorm.values import parsed, seconds
 from tests import fake
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.slow
+
 LAUGHS = "a: &a [1, 1]\n" + "".join(
     f"{chr(98 + n)}: &{chr(98 + n)} [*{chr(97 + n)}, *{chr(97 + n)}]\n" for n in range(24)
 )

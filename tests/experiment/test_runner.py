@@ -24,6 +24,8 @@ from cilnorm.storage.checkpoint import CheckpointError
 from cilnorm.storage.run_folder import FolderError
 from cilnorm.training.protocol import class_order
 
+pytestmark = pytest.mark.slow
+
 Tiny = Callable[..., Spec]
 Event = dict[str, Any]
 CPU = {"device": "cpu"}

@@ -36,6 +36,8 @@ from cilnorm.running import (
 from cilnorm.spec import Spec, SpecError
 from cilnorm.training.engine import Engine
 
+pytestmark = pytest.mark.slow
+
 Tiny = Callable[..., Spec]
 NORMS = registries.load().norms
 KEEPING = [name for name in NORMS if statistics_layers(norm_factory(name)(8))]

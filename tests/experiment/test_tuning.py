@@ -25,6 +25,8 @@ from cilnorm.storage.interruptions import Interrupted, Interruptions
 from cilnorm.storage.run_folder import RunFolder
 from tests.experiment.test_runner import bits
 
+pytestmark = pytest.mark.slow
+
 Tiny = Callable[..., Spec]
 
 

@@ -24,7 +24,7 @@ from cilnorm.training.engine import Engine
 from cilnorm.training.fast_engines import CompiledEngine
 from cilnorm_norms.adab2n import AdaptiveBalanceBatchNorm2d
 from tests import golden as gold
-from tests.test_engine import CPU, Remembered, epochs, learned, learner
+from tests.training.test_engine import CPU, Remembered, epochs, learned, learner
 
 FOLDER = Path(__file__).parent.parent / "assets" / "golden-norms"
 GOLDENS = sorted(path.stem for path in FOLDER.glob("adab2n_*.npz"))

@@ -11,6 +11,8 @@ from PIL import Image
 from cilnorm.images import DatasetError, ImageFiles
 from cilnorm_datasets import imagefolder
 
+pytestmark = pytest.mark.slow
+
 
 def fill(root: Path, *paths: str) -> Path:
     for number, path in enumerate(paths):

@@ -9,6 +9,8 @@ import torch
 
 from cilnorm_datasets import numerals
 
+pytestmark = pytest.mark.slow
+
 SMALL = {"train_per_class": 3, "test_per_class": 2}
 
 

@@ -21,6 +21,8 @@ from cilnorm.results.reading import RunResult, read_result
 from cilnorm.storage.run_folder import FolderError
 from cilnorm.storage.tensor_file import read_tensor_file, tensor_file
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def pair(finished: Result, tmp_path: Path) -> tuple[Path, Path]:

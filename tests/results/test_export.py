@@ -24,6 +24,8 @@ from cilnorm.spec import Spec
 from cilnorm.storage.checkpoint import CheckpointError, Checkpoints
 from cilnorm.storage.run_folder import FolderError
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_timm_user_gets_the_runs_logits(
     tiny: Callable[..., Spec], registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

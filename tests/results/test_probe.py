@@ -23,6 +23,8 @@ from cilnorm.spec import Spec
 from cilnorm.storage.checkpoint import Checkpoints
 from cilnorm.storage.run_folder import FolderError
 
+pytestmark = pytest.mark.slow
+
 Tiny = Callable[..., Spec]
 
 

@@ -21,6 +21,8 @@ from cilnorm.results.reading import by_label, differing, read_result
 from cilnorm.results.report import confused, draw, report
 from cilnorm.storage.run_folder import FolderError
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def folders(registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:

@@ -35,6 +35,8 @@ from tests import fake
 from tests.conftest import ROOT
 from tests.strangers import distribute
 
+pytestmark = pytest.mark.slow
+
 
 def entry(norm: str, *final: float, method: str = "ft", published: float | None = None, **more: Any) -> Entry:
     """An entry whose metrics are all alike."""

@@ -29,6 +29,8 @@ from cilnorm.storage.run_folder import LOCK, FolderError, RunFolder
 from tests.conftest import TINY
 from tests.experiment.test_runner import CPU, bits
 
+pytestmark = pytest.mark.slow
+
 Tiny = Callable[..., Spec]
 OWN = ("spec.yaml", "lock", "events.jsonl", "checkpoints/last.pt", "figures/matrix.png", "probes/bn-bias.svg",
        "trials/lr 0.1/summary.json")  # fmt: skip

@@ -19,6 +19,8 @@ from cilnorm.sweep.jobs import Job
 from tests.conftest import ROOT
 from tests.strangers import distribute
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("submitit")
 
 

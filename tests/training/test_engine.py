@@ -30,6 +30,8 @@ from cilnorm.training.precision import choose_precision, forward, matmul_precisi
 from cilnorm.training.protocol import Protocol
 from cilnorm.training.randomness import generator
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 SIZES = (3, 3)
 TASK = Task(1, SIZES)

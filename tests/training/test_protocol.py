@@ -306,7 +306,7 @@ def test_keeping_the_best_needs_held_out_images() -> None:
 def test_corrected_is_called_our_reading_and_never_the_papers_text() -> None:
     text = {
         path: path.read_text(encoding="utf-8")
-        for path in (ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("cilnorm/*.py"))
+        for path in (ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("cilnorm/**/*.py"))
     }
     for path, content in text.items():
         assert not re.search(r"paper\s+as\s+it\s+is\s+written|corrected \(the paper\)", content), path
