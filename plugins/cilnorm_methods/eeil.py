@@ -37,7 +37,7 @@ class EEIL(Method):
         balanced_epochs (section 3.3): length of the second phase as a part of the run's epochs; paper: 30 of 40; FACIL
             and the TBBN experiments: 40 of 160.
         balanced_lr (section 3.3): its learning rate as a factor on the run's; paper: a tenth; FACIL and the TBBN
-            experiments: a hundredth, which barely acts.
+            experiments: a hundredth.
         balanced_rows: what its batches hold, see ``cilnorm.method.Phase``; paper: ``balanced``; FACIL: ``even``; the
             TBBN experiments: ``doubled``.
         gradient_noise (η): noise on every gradient; paper: 0.3; FACIL and the TBBN experiments leave it out.
