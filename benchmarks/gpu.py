@@ -306,8 +306,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--dry", action="store_true", help="toy size on the CPU")
     parser.add_argument("--full", action="store_true", help=f"a whole run of {EPOCHS} epochs a task besides")
     parser.add_argument("--data-root", type=Path, help="folder of CIFAR-100; random images if left out")
+    parser.add_argument("--methods", nargs="+", metavar="METHOD", help="of the steps; ft lucir podnet if left out")
+    parser.add_argument("--workers", nargs="*", type=int, metavar="N", help="of the throughput; 1 2 4 8 if left out")
     given = parser.parse_args(argv)
     size = replace(DRY if given.dry else Size(), root=given.data_root)
+    if given.methods:
+        size = replace(size, methods=tuple(given.methods))
+    if given.workers is not None:
+        size = replace(size, workers=tuple(given.workers))
     if size.root:
         size = replace(size, images={})
     if size.device == "cuda" and not torch.cuda.is_available():

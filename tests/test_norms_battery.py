@@ -115,6 +115,7 @@ def test_takes_images_only(name: str) -> None:
 def test_a_gpu_computes_the_same(name: str) -> None:
     layer = make(name)
     on_gpu = copy.deepcopy(layer).cuda()
+    tell(on_gpu, TOLD)  # what was told before stays where the layer was
     assert_same([value.cpu() for value in step(on_gpu, rows(8, 5, 5).cuda())], step(layer, rows(8, 5, 5)), 1e-4)
 
 

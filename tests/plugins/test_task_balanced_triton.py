@@ -26,7 +26,7 @@ runnable = pytest.mark.skipif(DEVICE == "cpu" and not INTERPRETED, reason="no CU
 
 @pytest.mark.skipif(INTERPRETED, reason="this is the interpreted process")
 def test_kernels_in_the_interpreter() -> None:
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:]

@@ -19,7 +19,8 @@ from cilnorm.batch import Composition, Task
 from cilnorm.experiment.runner import resume, run
 from cilnorm.method import Method, Phase, Schedule
 from cilnorm.network import Network
-from cilnorm.registry import Registry
+from cilnorm.norms import finish_norms
+from cilnorm.registry import Registry, load
 from cilnorm.spec import Spec, SpecError
 from cilnorm.training.batches import EpochBatches, draw_batches
 from cilnorm.training.engine import Engine
@@ -78,6 +79,7 @@ def learner(
     phase = Phase(gradient_noise=0.01 if method == "eeil" else 0.0)
     backbone = "tiny" if device.type == "cpu" else "resnet8"
     body = registry.backbones[backbone].build(registry.norms[norm].build, signed_embedding=how.signed_embedding)
+    finish_norms(body, registry.norms[norm])
     net = Network(body, how.head(body.dim))
     net.head.grow(3)
     net = net.to(device)
@@ -426,3 +428,19 @@ def test_a_graph_learns_what_the_eager_engine_learns(
     assert len(engine._recordings) == 1
     for one, other in zip(terms, again, strict=True):
         assert other == pytest.approx(one, rel=1e-4, abs=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("norm", sorted(load().norms))
+def test_a_step_of_every_norm_is_captured(registry: Registry, norm: str) -> None:
+    """Without a refusal, and with what the eager engine learns in three epochs."""
+    cuda = torch.device("cuda", 0)
+    with matmul_precision("fp32"):
+        terms = learned(learner(Engine, registry, "ft", cuda, norm), epochs(cuda, count=3))[0]
+        engine = learner(CapturedEngine, registry, "ft", cuda, norm)
+        again = learned(engine, epochs(cuda, count=3))[0]
+    assert not engine._refused
+    assert len(engine._recordings) == 1
+    for one, other in zip(terms, again, strict=True):
+        assert other == pytest.approx(one, rel=1e-3, abs=1e-3)
