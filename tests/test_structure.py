@@ -95,6 +95,8 @@ def imports(path: Path) -> set[str]:
 def package_of(module: str) -> str:
     """The row of ``MAY_IMPORT`` in which a module of cilnorm stands; the face belongs to none."""
     first = module.split(".")[1] if "." in module else ""
+    if first == "__main__":  # ``python -m cilnorm``
+        return "cli"
     return first if first in MAY_IMPORT or not first else "vocabulary"
 
 

@@ -201,7 +201,9 @@ def _reason(error: Exception) -> str:
 def _without_waiting(step: Callable[[], None]) -> None:
     """Takes a step; raises RuntimeError where it waits for the device, which a capture would not survive as cleanly."""
     mode = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch calls the mode a prototype; it is only asked to say no
+        torch.cuda.set_sync_debug_mode("error")
     try:
         step()
     finally:

@@ -1,0 +1,188 @@
+"""Tables and figures of ``docs/results.md`` from the runs under ``docs/runs``.
+
+    python -m benchmarks.results                        writes every table and figure again
+    python -m benchmarks.results --check                status 1 if a table of the page is not what the runs say
+    python -m benchmarks.results --add GROUP RUN ...    keeps the small files of finished runs in docs/runs/GROUP
+
+A group holds runs that differ in method, norm, their options, and seed. The page names a table by a comment,
+``<!-- runs GROUP -->``, ``<!-- probes GROUP -->`` or ``<!-- tests GROUP -->``; what stands between it and the next
+``<!-- end -->`` is made by the command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from cilnorm.metrics import TABULATED, as_matrix, average_per_task, mean_text
+from cilnorm.results.comparison import FEW, compare
+from cilnorm.results.reading import RunResult, by_label, read_result
+from cilnorm.storage.figures import curves_figure, save
+from cilnorm.text import markdown
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE, RUNS, FIGURES = ROOT / "docs/results.md", ROOT / "docs/runs", ROOT / "docs/figures"
+KEPT = ("spec.yaml", "environment.json", "summary.json", "accuracy.csv", "confusion.csv", "probes/bn-bias.json")
+BLOCK = re.compile(r"(<!-- (\w+) ([\w.-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+Groups = Mapping[str, Sequence[RunResult]]
+
+
+def add(group: str, runs: Sequence[Path], into: Path = RUNS) -> list[Path]:
+    """Copies what is quoted of finished runs, weights and events left out; returns the new folders.
+
+    Raises:
+        SystemExit: a run is not finished.
+    """
+    made = []
+    for run in runs:
+        if read_result(run).summary.get("state") != "finished":
+            sys.exit(f"benchmarks.results: {run} is not finished")
+        folder = into / group / run.name
+        for name in KEPT:
+            if (run / name).is_file():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(run / name, folder / name)
+        made.append(folder)
+    return made
+
+
+def read_group(group: str, root: Path = RUNS) -> Groups:
+    """The finished runs of a group by what they are, batch norm first, each in the order of its seeds."""
+    found = by_label([read_result(path.parent) for path in sorted((root / group).glob("*/spec.yaml"))])
+    first = sorted(
+        found, key=lambda label: (label.split(" x ")[0] != "ft", label.split(" x ")[0], " x bn" not in label)
+    )
+    return {label: sorted(found[label], key=lambda run: run.seed) for label in first}
+
+
+def table(groups: Groups) -> list[list[str]]:
+    """A row of mean ± standard deviation a kind of run."""
+    rows = [["run", "seeds", *TABULATED]]
+    for label, runs in groups.items():
+        values = [mean_text([float(run.summary[metric]) for run in runs]) for metric in TABULATED]
+        rows.append([label, _seeds(runs), *values])
+    return rows
+
+
+def _seeds(runs: Sequence[RunResult]) -> str:
+    return ", ".join(str(run.seed) for run in runs)
+
+
+def tests(groups: Groups) -> list[list[str]]:
+    """Each kind of run against the same method's batch norm, where enough seeds are in both; in points."""
+    rows = [["run", "against", "metric", "difference", "95 % interval", "p", "of the pairs"]]
+    for label, runs in groups.items():
+        base = f"{runs[0].spec['method']} x bn"
+        common = {run.seed for run in runs} & {run.seed for run in groups.get(base, ())}
+        if label == base or len(common) < FEW:
+            continue
+        pairs = [[run for run in group if run.seed in common] for group in (groups[base], runs)]
+        for found in compare(*pairs):
+            if found.metric in TABULATED and found.p is not None:
+                assert found.low is not None
+                assert found.high is not None
+                higher = sum(b > a for a, b in zip(found.one, found.other, strict=True))
+                interval = f"{found.low:+.2f} to {found.high:+.2f}"
+                p = f"{found.p:.3f}" if found.p >= 0.001 else "< 0.001"
+                row = [label, base, found.metric, f"{found.difference:+.2f}", interval, p]
+                rows.append([*row, f"{higher} of {len(common)} higher"])
+    return rows
+
+
+def probes(groups: Groups) -> list[list[str]]:
+    """What re-tuning the norm layers of finished runs gives: accuracy before and after, and what averages lie nearest.
+
+    ``nearer`` counts the norm layers whose running means lie nearer to the newest task's images than to those of all.
+    """
+    rows = [["run", "seeds", "variant", "all tasks", "old tasks", "newest task", "nearer to the newest"]]
+    for label, runs in groups.items():
+        files = [path for run in runs if (path := run.folder / "probes/bn-bias.json").is_file()]
+        found = [json.loads(path.read_text(encoding="utf-8")) for path in files]
+        for variant in dict.fromkeys(name for each in found for name in each["accuracy"]):
+            accuracy = [each["accuracy"][variant] for each in found if variant in each["accuracy"]]
+            parts = [
+                [sum(row) / len(row) for row in accuracy],
+                [sum(row[:-1]) / (len(row) - 1) for row in accuracy],
+                [row[-1] for row in accuracy],
+            ]
+            nearer = _nearer(found) if variant == "before" else ""
+            rows.append([label, str(len(found)), variant, *map(mean_text, parts), nearer])
+    return rows
+
+
+def _nearer(found: Sequence[Mapping[str, object]]) -> str:
+    counts = []
+    for each in found:
+        means: dict[str, dict[str, float]] = {}
+        for row in each["layers"]:  # type: ignore[attr-defined]
+            means.setdefault(row["layer"], {})[row["images"]] = row["mean"]
+        counts.append((sum(row["new"] < row["all"] for row in means.values()), len(means)))
+    if not counts or not counts[0][1]:
+        return ""
+    return f"{sum(near for near, _ in counts) / len(counts):.1f} of {counts[0][1]} layers"
+
+
+def draw(group: str, groups: Groups, folder: Path = FIGURES) -> list[Path]:
+    """Mean accuracy over the seen tasks after each task: FT with each norm, mean within the range of the seeds."""
+    series = {
+        label.removeprefix("ft x "): [
+            list(enumerate(average_per_task(as_matrix(run.matrix)).tolist(), start=1)) for run in runs
+        ]
+        for label, runs in groups.items()
+        if label.startswith("ft ") and len(runs) >= FEW
+    }
+    if not series:
+        return []
+    figure = curves_figure(series, "tasks learned", "accuracy on all tasks seen (%)")
+    folder.mkdir(exist_ok=True)
+    return save(figure, folder, group, ("png",), dpi=120)
+
+
+MAKERS: dict[str, Callable[[Groups], list[list[str]]]] = {"runs": table, "tests": tests, "probes": probes}
+
+
+def rendered(page: str) -> str:
+    """The page with every table as the runs give it."""
+
+    def made(match: re.Match[str]) -> str:
+        opening, kind, group, end = match.groups()
+        return f"{opening}{_markdown(MAKERS[kind](read_group(group)))}{end}"
+
+    return BLOCK.sub(made, page)
+
+
+def _markdown(rows: Sequence[Sequence[str]]) -> str:
+    title, *body = rows
+    lines = [title, ["---"] * len(title), *body]
+    return "".join(
+        f"| {' | '.join(markdown(cell) if at > 1 else cell for cell in row)} |\n" for at, row in enumerate(lines)
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Adds runs, or writes the page and its figures, or checks the page."""
+    parser = argparse.ArgumentParser(description="Tables and figures of docs/results.md.")
+    parser.add_argument("--check", action="store_true", help="change nothing; status 1 if a table is out of date")
+    parser.add_argument("--add", nargs="+", metavar=("GROUP", "RUN"), help="keep the small files of finished runs")
+    given = parser.parse_args(argv)
+    if given.add:
+        group, *runs = given.add
+        print("\n".join(str(path.relative_to(ROOT)) for path in add(group, [Path(run) for run in runs])))
+        return
+    page = PAGE.read_text(encoding="utf-8")
+    new = rendered(page)
+    if given.check:
+        sys.exit("benchmarks.results: a table of docs/results.md is out of date" if new != page else 0)
+    PAGE.write_text(new, encoding="utf-8")
+    for group in sorted(path.name for path in RUNS.iterdir() if path.is_dir()):
+        for path in draw(group, read_group(group)):
+            print(path.relative_to(ROOT))
+
+
+if __name__ == "__main__":
+    main()

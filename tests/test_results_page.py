@@ -1,0 +1,57 @@
+"""docs/results.md says what the runs under docs/runs say."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from benchmarks import results
+
+FIELDS = ("spec.yaml", "environment.json", "summary.json", "accuracy.csv")
+
+
+def test_every_table_is_what_the_runs_give() -> None:
+    page = results.PAGE.read_text(encoding="utf-8")
+    assert len(results.BLOCK.findall(page)) >= 2
+    assert results.rendered(page) == page, "python -m benchmarks.results writes them again"
+
+
+def test_every_group_stands_on_the_page_and_every_run_is_whole() -> None:
+    page = results.PAGE.read_text(encoding="utf-8")
+    for group in (path.name for path in results.RUNS.iterdir() if path.is_dir()):
+        assert f"<!-- runs {group} -->" in page
+        for label, runs in results.read_group(group).items():
+            for run in runs:
+                assert all((run.folder / name).is_file() for name in FIELDS), label
+                assert run.summary["state"] == "finished"
+                assert len(run.matrix) == run.spec["tasks"]
+
+
+def test_runs_are_kept_without_their_weights(tmp_path: Path) -> None:
+    run = next(results.RUNS.glob("*/*/spec.yaml")).parent
+    source = tmp_path / "run"
+    shutil.copytree(run, source)
+    (source / "checkpoints").mkdir()
+    (source / "checkpoints" / "last.pt").write_bytes(b"weights")
+    (made,) = results.add("group", [source], tmp_path / "kept")
+    assert {path.name for path in made.iterdir()} >= set(FIELDS)
+    assert not (made / "checkpoints").exists()
+    assert list(results.read_group("group", tmp_path / "kept")) == [results.read_result(run).label]
+
+
+def test_an_unfinished_run_is_not_kept(tmp_path: Path) -> None:
+    source = tmp_path / "run"
+    shutil.copytree(next(results.RUNS.glob("*/*/spec.yaml")).parent, source)
+    (source / "summary.json").write_text(json.dumps({"state": "running"}))
+    with pytest.raises(SystemExit, match="is not finished"):
+        results.add("group", [source], tmp_path / "kept")
+    assert not (tmp_path / "kept").exists()
+
+
+def test_few_seeds_carry_no_test() -> None:
+    groups = results.read_group("cifar100-h200")
+    assert len(results.tests(groups)) == 1 + len(results.TABULATED)
+    assert results.tests({label: runs[:4] for label, runs in groups.items()}) == results.tests({})
