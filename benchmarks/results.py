@@ -1,12 +1,12 @@
-"""Tables and figures of ``docs/results.md`` from the runs under ``docs/runs``.
+"""Tables and figures of ``docs/results.md`` and the README from the runs under ``docs/runs``.
 
     python -m benchmarks.results                        writes every table and figure again
     python -m benchmarks.results --check                status 1 if a table of the page is not what the runs say
     python -m benchmarks.results --add GROUP RUN ...    keeps the small files of finished runs in docs/runs/GROUP
 
-A group holds runs that differ in method, norm, their options, and seed. The page names a table by a comment,
-``<!-- runs GROUP -->``, ``<!-- probes GROUP -->`` or ``<!-- tests GROUP -->``; what stands between it and the next
-``<!-- end -->`` is made by the command.
+A group holds runs that differ in method, norm, their options, and seed. A page names a table by a comment,
+``<!-- runs GROUP -->``, or ``tests``, ``probes`` or ``published`` in the place of ``runs``; what stands between it and
+the next ``<!-- end -->`` is made by the command.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import yaml
+
 from cilnorm.metrics import TABULATED, as_matrix, average_per_task, mean_text
 from cilnorm.results.comparison import FEW, compare
 from cilnorm.results.reading import RunResult, by_label, read_result
@@ -26,7 +28,7 @@ from cilnorm.storage.figures import curves_figure, save
 from cilnorm.text import markdown
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGE, RUNS, FIGURES = ROOT / "docs/results.md", ROOT / "docs/runs", ROOT / "docs/figures"
+PAGES, RUNS, FIGURES = (ROOT / "docs/results.md", ROOT / "README.md"), ROOT / "docs/runs", ROOT / "docs/figures"
 KEPT = ("spec.yaml", "environment.json", "summary.json", "accuracy.csv", "confusion.csv", "probes/bn-bias.json")
 BLOCK = re.compile(r"(<!-- (\w+) ([\w.-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 Groups = Mapping[str, Sequence[RunResult]]
@@ -127,6 +129,19 @@ def _nearer(found: Sequence[Mapping[str, object]]) -> str:
     return f"{sum(near for near, _ in counts) / len(counts):.1f} of {counts[0][1]} layers"
 
 
+def beside_published(groups: Groups) -> list[list[str]]:
+    """A_f and F beside what the paper printed, whatever the conditions; the page must say how they differ."""
+    content = yaml.safe_load((ROOT / "cilnorm/results/published.yaml").read_text(encoding="utf-8"))["results"]
+    rows = [["run", "A_f", "F", "A_f published", "F published"]]
+    for label, runs in groups.items():
+        spec = runs[0].spec
+        tables = (each["values"] for each in content if each["conditions"]["dataset"] == spec["dataset"])
+        values = next(tables).get(spec["method"], {}).get(spec["norm"])
+        ours = [mean_text([float(run.summary[metric]) for run in runs]) for metric in ("A_f", "F")]
+        rows.append([label, *ours, *(f"{value:.2f}" for value in (values[0], values[2]))])
+    return rows
+
+
 def draw(group: str, groups: Groups, folder: Path = FIGURES) -> list[Path]:
     """Mean accuracy over the seen tasks after each task: FT with each norm, mean within the range of the seeds."""
     series = {
@@ -143,7 +158,12 @@ def draw(group: str, groups: Groups, folder: Path = FIGURES) -> list[Path]:
     return save(figure, folder, group, ("png",), dpi=120)
 
 
-MAKERS: dict[str, Callable[[Groups], list[list[str]]]] = {"runs": table, "tests": tests, "probes": probes}
+MAKERS: dict[str, Callable[[Groups], list[list[str]]]] = {
+    "runs": table,
+    "tests": tests,
+    "probes": probes,
+    "published": beside_published,
+}
 
 
 def rendered(page: str) -> str:
@@ -174,11 +194,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         group, *runs = given.add
         print("\n".join(str(path.relative_to(ROOT)) for path in add(group, [Path(run) for run in runs])))
         return
-    page = PAGE.read_text(encoding="utf-8")
-    new = rendered(page)
+    for path in PAGES:
+        page = path.read_text(encoding="utf-8")
+        new = rendered(page)
+        if given.check and new != page:
+            sys.exit(f"benchmarks.results: a table of {path.relative_to(ROOT)} is out of date")
+        if not given.check:
+            path.write_text(new, encoding="utf-8")
     if given.check:
-        sys.exit("benchmarks.results: a table of docs/results.md is out of date" if new != page else 0)
-    PAGE.write_text(new, encoding="utf-8")
+        return
     for group in sorted(path.name for path in RUNS.iterdir() if path.is_dir()):
         for path in draw(group, read_group(group)):
             print(path.relative_to(ROOT))
