@@ -9,9 +9,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,16 +18,17 @@ import yaml
 
 from cilnorm.hookspecs import Record
 from cilnorm.method import Method, Schedule
-from cilnorm.registry import Registry, Shelf, UnknownName, nearest
+from cilnorm.registry import Registry, Shelf, UnknownName
 from cilnorm.running import Statistics
 from cilnorm.settings.class_order import check_order, given_order
 from cilnorm.settings.options import Space, settable
+from cilnorm.settings.registry_file import Options, Settings, check_known, names_with_values, read_settings
 from cilnorm.settings.spec_key import fingerprint, renamed
 from cilnorm.training.fast_engines import EngineName
 from cilnorm.training.pixels import Augmentation
 from cilnorm.training.precision import Precision
 from cilnorm.training.protocol import PROTOCOLS, Protocol
-from cilnorm.values import SpecError, coerced, mappings, parsed
+from cilnorm.values import SpecError, coerced
 
 __all__ = [
     "Settings",
@@ -42,7 +42,6 @@ __all__ = [
     "to_yaml",
 ]
 
-Options = Mapping[str, Any]
 SECTIONS = {"augmentation": Augmentation, "schedule": Schedule, "protocol": Protocol, "statistics": Statistics}
 COMPONENTS = ("method", "norm", "backbone", "dataset")
 
@@ -123,61 +122,6 @@ class Spec:
         return fingerprint({**to_mapping(self), "preset": "", "engine": ""})
 
 
-@dataclass(frozen=True)
-class Settings:
-    """registry.yaml, read: values by preset, what a paper's method changes with it, and grids."""
-
-    presets: Mapping[str, Options]
-    methods: Mapping[str, Mapping[str, Options]]
-    grids: Mapping[str, Any] = field(default_factory=dict)
-
-
-def read_settings(path: Path | None = None) -> Settings:
-    """Reads registry.yaml, the shipped one by default; presets that extend another are completed.
-
-    Raises:
-        SpecError: it is no YAML, or has other than the known sections.
-    """
-    packaged = files("cilnorm") / "registry.yaml"
-    beside = Path(__file__).resolve().parent.parent / "registry.yaml"  # where an editable install has it
-    source = path or (packaged if packaged.is_file() else beside)
-    content = _names(source.read_text(encoding="utf-8"), str(path or "registry.yaml"))
-    _known("section of registry.yaml", content, ("presets", "methods", "grids"))
-    content = {section: mappings(value, f"{path or 'registry.yaml'}: {section}") for section, value in content.items()}
-    presets: dict[str, Options] = {}
-    methods = {name: mappings(own, f"methods.{name}") for name, own in content.get("methods", {}).items()}
-    for name, values in content.get("presets", {}).items():
-        presets[name] = {key: value for key, value in values.items() if key != "extends"}
-        if base := str(values.get("extends", "")):
-            _known("earlier preset", [base], list(presets)[:-1])
-            presets[name] = _merged(presets[base], presets[name])
-            for own in methods.values():
-                own[name] = _merged(own.get(base, {}), own.get(name, {}))
-    return Settings(presets, methods, content.get("grids", {}))
-
-
-def _merged(base: Options, over: Options) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in over.items():
-        nested = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = _merged(merged[key], value) if nested else value
-    return merged
-
-
-def _names(text: str, where: str) -> dict[str, Any]:
-    content = parsed(text, where)
-    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise SpecError(f"{where}: expected names with values, found {type(content).__name__}")
-    return content
-
-
-def _known(kind: str, asked: Iterable[str], known: Iterable[str]) -> None:
-    known = list(known)
-    for key in asked:
-        if key not in known:
-            raise SpecError(nearest(kind, key, known))
-
-
 def resolve(
     preset: str = "quick", registry: Registry | None = None, settings: Settings | None = None, **asked: Any
 ) -> Spec:
@@ -196,7 +140,7 @@ def resolve(
     registry = registry or registries.load()
     settings = settings or read_settings()
     preset = preset if preset in settings.presets else preset.casefold()
-    _known("preset", [preset], settings.presets)
+    check_known("preset", [preset], settings.presets)
     values = {key: value for key, value in settings.presets[preset].items() if key != "about"}
     return from_mapping({**values, "preset": preset}, registry, settings, asked)
 
@@ -211,7 +155,7 @@ def read_spec(path: Path, registry: Registry, **asked: Any) -> Spec:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise SpecError(f"{path}: {getattr(error, 'strerror', None) or 'no text'}") from error
-    return from_mapping(_names(text, str(path)), registry, None, asked)
+    return from_mapping(names_with_values(text, str(path)), registry, None, asked)
 
 
 def from_mapping(values: Options, registry: Registry, settings: Settings | None, asked: Options) -> Spec:
@@ -223,7 +167,7 @@ def from_mapping(values: Options, registry: Registry, settings: Settings | None,
         SpecError: as ``resolve``.
     """
     values, asked = renamed(values), renamed(asked)
-    _known("field of a spec", values, [f.name for f in fields(Spec)])
+    check_known("field of a spec", values, [f.name for f in fields(Spec)])
     names = {part: asked.get(part, values.get(part)) for part in COMPONENTS}
     records = {part: _record(registry, part, name) for part, name in names.items()}
     others = [part for part in COMPONENTS if part in values and _record(registry, part, values[part]) != records[part]]
@@ -286,7 +230,7 @@ def _flatten(values: Options, space: Space, method: Record) -> dict[str, Any]:
 def _protocol(name: str, method: Record) -> dict[str, Any]:
     """All fields of a named protocol, and with ``released`` what the method's released code does differently."""
     name = name.casefold()
-    _known("protocol", [name], PROTOCOLS)
+    check_known("protocol", [name], PROTOCOLS)
     flat = {f"protocol.{key}": value for key, value in {**dataclasses.asdict(Protocol()), **PROTOCOLS[name]}.items()}
     if name == "released":
         own = getattr(method.build, "released", {})
