@@ -27,7 +27,7 @@ from cilnorm.settings.spec_key import fingerprint, renamed
 from cilnorm.training.fast_engines import EngineName
 from cilnorm.training.pixels import Augmentation
 from cilnorm.training.precision import Precision
-from cilnorm.training.protocol import PROTOCOLS, Protocol
+from cilnorm.training.protocol import PROTOCOLS, Protocol, task_sizes
 from cilnorm.values import SpecError, coerced
 
 __all__ = [
@@ -53,7 +53,11 @@ class Spec:
     Attributes:
         preset: where the values came from; names the run, decides nothing any more.
         method, norm, backbone, dataset: names that ``cilnorm list`` shows, each with its ``..._options``.
-        tasks: into how many the classes are split.
+        tasks: into how many the classes are split, as evenly as can be; nothing where ``increment`` or ``task_classes``
+            says it.
+        first_classes: classes of the first task, so that half of them come first, say; null for as many as the others.
+        increment: classes of each later task, and of the first but for ``first_classes``; the last brings what is left.
+        task_classes: classes of every task, one number a task.
         stop_after: learn only the first so many of the tasks; None for all.
         classes: use only the first so many of the class order; None for all.
         memory: exemplars kept in all.
@@ -76,6 +80,9 @@ class Spec:
     dataset: str
     preset: str = ""
     tasks: int = 10
+    first_classes: int | None = None
+    increment: int | None = None
+    task_classes: tuple[int, ...] | None = None
     stop_after: int | None = None
     classes: int | None = None
     memory: int = 2000
@@ -104,22 +111,51 @@ class Spec:
                 f"rows {current}:{past}: the released protocol knows whole ratios only, and {past} does not divide "
                 f"{current}; take rows such as 48:16, or leave protocol.epoch at passes"
             )
-        if self.tasks < 1:
-            raise SpecError(f"tasks must be at least 1, not {self.tasks}")
-        if self.stop_after is not None and not 1 <= self.stop_after <= self.tasks:
-            raise SpecError(f"stop_after must be in 1 .. {self.tasks}, the number of tasks, not {self.stop_after}")
-        if self.classes is not None and self.tasks > self.classes:
-            raise SpecError(f"{self.classes} classes can't be split into {self.tasks} tasks")
+        self._check_tasks()
         if self.classes is not None and self.memory < self.classes:
             raise SpecError(f"a memory of {self.memory} can't hold one exemplar of each of {self.classes} classes")
         if self.train_per_class is not None and self.train_per_class < 1:
             raise SpecError(f"train_per_class must be at least 1, not {self.train_per_class}")
         check_order(self.class_order)
 
+    def _check_tasks(self) -> None:
+        if self.tasks < 1:
+            raise SpecError(f"tasks must be at least 1, not {self.tasks}")
+        for name in ("first_classes", "increment"):
+            value = getattr(self, name)
+            if value is not None and (value < 1 or self.task_classes is not None):
+                both = f"{name} and task_classes both say how large tasks are; give one of them"
+                raise SpecError(both if value >= 1 else f"{name} must be at least 1, not {value}")
+        if self.task_classes is not None and (not self.task_classes or min(self.task_classes) < 1):
+            raise SpecError("task_classes: one number of classes a task, each at least 1")
+        tasks: int | None = len(self.task_classes or ()) or (self.tasks if self.increment is None else None)
+        tasks = len(self.sizes(self.classes)) if self.classes else tasks  # else known once the data set is read
+        if self.stop_after is not None and not 1 <= self.stop_after <= (tasks or self.stop_after):
+            raise SpecError(f"stop_after must be in 1 .. {tasks or 'T'}, the number of tasks, not {self.stop_after}")
+
+    def sizes(self, classes: int) -> tuple[int, ...]:
+        """Classes of each task, in order, of a data set of which so many are learned.
+
+        Raises:
+            SpecError: it can't be split so, or has fewer tasks than ``stop_after``.
+        """
+        sizes = self.task_classes
+        if sizes is None:
+            try:
+                sizes = task_sizes(classes, self.tasks, self.first_classes, self.increment)
+            except ValueError as error:
+                raise SpecError(str(error)) from None
+        if sum(sizes) != classes:
+            raise SpecError(f"task_classes are {sum(sizes)} in all, not {classes}; set classes={sum(sizes)} for fewer")
+        if self.stop_after is not None and self.stop_after > len(sizes):
+            raise SpecError(f"stop_after must be in 1 .. {len(sizes)}, the number of tasks, not {self.stop_after}")
+        return sizes
+
     @property
     def key(self) -> str:
         """Twelve hexadecimal digits that two specs share only if they ask for the same numbers."""
-        return fingerprint({**to_mapping(self), "preset": "", "engine": ""})
+        unused = {} if self.increment is None and self.task_classes is None else {"tasks": 0}
+        return fingerprint({**to_mapping(self), "preset": "", "engine": "", **unused})
 
 
 def resolve(
@@ -181,6 +217,7 @@ def from_mapping(values: Options, registry: Registry, settings: Settings | None,
     if isinstance(wanted.get("protocol"), str):
         flat |= _protocol(wanted.pop("protocol"), records["method"])
     wanted = {space.address(key): value for key, value in wanted.items()}
+    flat |= _without_others(wanted)
     if "schedule.epochs" in wanted and "schedule.milestones" not in wanted:
         wanted |= _scaled_milestones(flat, wanted["schedule.epochs"])
     flat |= wanted
@@ -236,6 +273,28 @@ def _protocol(name: str, method: Record) -> dict[str, Any]:
         own = getattr(method.build, "released", {})
         flat |= {key if key.startswith("protocol.") else f"method.{key}": value for key, value in own.items()}
     return flat
+
+
+# Ways to say one thing: whoever asks for one of them does not want what the preset says by another.
+INSTEAD = {
+    "tasks": ("increment", "task_classes"),
+    "increment": ("task_classes",),
+    "first_classes": ("task_classes",),
+    "task_classes": ("first_classes", "increment"),
+}
+
+
+def _without_others(wanted: Options) -> dict[str, Any]:
+    """None for each field that says what another, asked for, says.
+
+    Raises:
+        SpecError: both are asked for.
+    """
+    for key in INSTEAD:
+        for other in INSTEAD[key]:
+            if wanted.get(key) is not None and wanted.get(other) is not None:
+                raise SpecError(f"{key} and {other} both say how classes are split; give one of them")
+    return {other: None for key, value in wanted.items() if value is not None for other in INSTEAD.get(key, ())}
 
 
 def _scaled_milestones(flat: Options, epochs: object) -> dict[str, Any]:

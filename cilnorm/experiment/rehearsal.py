@@ -43,7 +43,7 @@ def check_batches(spec: Spec, parts: Assembly) -> None:
     if rows > max(images, FEW):
         raise SpecError(f"rows {spec.rows[0]}:{spec.rows[1]}: a batch of {rows} rows, but {images} training images")
     stored: list[int] = []  # exemplars of each class
-    for task in stream.tasks[: spec.stop_after]:
+    for task in parts.tasks(spec):
         budget = per_class(spec.memory, task.seen, spec.protocol.budget)
         new = [len(members) for members in stream.by_class(task)]
         after = [min(budget, count) for count in (*stored, *new)]

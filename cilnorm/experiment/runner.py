@@ -158,14 +158,14 @@ class _Run:
 def _learn(run: _Run, registry: Registry) -> Result:
     """Task after task: grow, train phase after phase, measure anew, remember, choose exemplars, evaluate."""
     spec, parts, state, folder, tell = run.spec, run.parts, run.state, run.folder, run.tell
-    with record_failure(spec, state, folder, tell):
+    with record_failure(spec, state, folder, tell, tasks=len(parts.tasks(spec))):
         changed = folder.write_environment(registry, parts.device, parts.images, parts.order, parts.train.shape)
-        if state.task < (spec.stop_after or spec.tasks):  # who reads the summary of a finished run finds it finished
+        if state.task < len(parts.tasks(spec)):  # who reads the summary of a finished run finds it finished
             folder.write_summary("running", state.matrix, state.by_head)
         tell(_began(run))
         if changed:
             tell(Warned(f"going on in another environment, which may change the numbers: {'; '.join(changed)}"))
-        for task in parts.stream.tasks[state.task : spec.stop_after]:
+        for task in parts.tasks(spec)[state.task :]:
             tell(TaskBegan(task.index + 1, task.new, task.seen, len(state.memory)))
             if not state.midway:
                 _grow(run, task)
@@ -194,7 +194,7 @@ def _began(run: _Run) -> RunBegan:
     spec = run.spec
     return RunBegan(
         folder=str(run.folder.path),
-        tasks=spec.stop_after or spec.tasks,
+        tasks=len(run.parts.tasks(spec)),
         notice=run.parts.images.notice,
         steps=run.state.steps,
         matrix=list(run.state.matrix),

@@ -531,3 +531,34 @@ def test_images_that_do_not_fit_the_device_are_told_in_one_line(
     monkeypatch.setattr("cilnorm.experiment.assembly.Pixels", full)
     with pytest.raises(SpecError, match=r"^the images of blobs take 0\.0 GB, which cpu does not have$"):
         run(tiny(), tmp_path / "run", device="cpu", registry=registry)
+
+
+# Tasks of other sizes
+
+
+@pytest.mark.parametrize(
+    ("asked", "sizes"),
+    [
+        ({"first_classes": 4, "increment": 1}, [4, 1, 1]),
+        ({"first_classes": 4, "tasks": 2}, [4, 2]),
+        ({"task_classes": [1, 3, 2]}, [1, 3, 2]),
+        ({"first_classes": 2, "increment": 3, "stop_after": 2}, [2, 3]),
+    ],
+)
+def test_tasks_may_be_of_other_sizes(
+    asked: dict[str, Any], sizes: list[int], tiny: Tiny, registry: Registry, tmp_path: Path
+) -> None:
+    spec = tiny(norm="tbbn", epochs=1, **asked)
+    whole = run(spec, tmp_path / "whole", registry=registry, **CPU)
+    assert [event["classes"] for event in events(whole.folder, "task")] == sizes
+    assert events(whole.folder, "run")[0]["tasks"] == len(sizes) == len(whole.matrix)
+    with pytest.raises(Power):
+        run(spec, tmp_path / "halted", registry=registry, watch=[failing_at("epoch", 2)], **CPU)
+    resume(tmp_path / "halted", registry=registry, **CPU)
+    assert bits(tmp_path / "halted") == bits(whole.folder)
+
+
+def test_a_list_of_tasks_must_hold_every_class(tiny: Tiny, registry: Registry, tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="task_classes are 5 in all, not 6; set classes=5 for fewer"):
+        run(tiny(task_classes=[3, 2]), tmp_path / "run", registry=registry, **CPU)
+    assert run(tiny(task_classes=[3, 2], classes=5, epochs=1), tmp_path / "run", registry=registry, **CPU).summary
