@@ -59,7 +59,7 @@ def _check_phase(spec: Spec, parts: Assembly, task: Task, phase: Phase, images: 
     """``images``: of the task, in the memory before it, and in the memory after it."""
     current, past, after = (torch.arange(count) for count in images)
     pool = after if phase.rows == "balanced" else draw_pool(phase.rows, current, past, spec.protocol, torch.Generator())
-    sources, composition = phase_sources(phase.rows, pool, past, spec.rows, task.index)
+    sources, composition = phase_sources(phase.rows, pool, past, spec.rows, task)
     plan_epoch(sources, composition, spec.protocol, spec.seed, (task.index, 0), 0)
     parts.net.observe(composition)
 

@@ -278,7 +278,7 @@ def _plan(run: _Run, task: Task, phase: Phase, epoch: int) -> EpochPlan:
     """The epoch's rows."""
     spec, state = run.spec, run.state
     assert state.pool is not None
-    sources, composition = phase_sources(phase.rows, state.pool, state.memory.indices, spec.rows, task.index)
+    sources, composition = phase_sources(phase.rows, state.pool, state.memory.indices, spec.rows, task)
     return plan_epoch(sources, composition, spec.protocol, spec.seed, (task.index, state.phase), epoch)
 
 

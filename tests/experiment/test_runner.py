@@ -558,6 +558,22 @@ def test_tasks_may_be_of_other_sizes(
     assert bits(tmp_path / "halted") == bits(whole.folder)
 
 
+@pytest.mark.parametrize("norm", ["tbbn", "tbbn+cn"])
+def test_a_run_tells_layers_how_many_classes_are_old_and_new(
+    norm: str, tiny: Tiny, registry: Registry, tmp_path: Path
+) -> None:
+    """The same rows in the same order: what is counted alone makes the difference, where tasks differ in size."""
+    common = {"norm": norm, "epochs": 1, "splits": "exact"}
+    unequal = {**common, "first_classes": 4, "increment": 1}
+    found = [
+        bits(run(tiny(**asked, unit=unit), tmp_path / f"{number} {unit}", registry=registry, **CPU).folder)["weights"]
+        for number, asked in enumerate((common, unequal))
+        for unit in ("tasks", "classes")
+    ]
+    assert found[0] == found[1]
+    assert found[2] != found[3]
+
+
 def test_a_list_of_tasks_must_hold_every_class(tiny: Tiny, registry: Registry, tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="task_classes are 5 in all, not 6; set classes=5 for fewer"):
         run(tiny(task_classes=[3, 2]), tmp_path / "run", registry=registry, **CPU)
