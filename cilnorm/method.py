@@ -158,11 +158,14 @@ class Method:
 
     Attributes:
         signed_embedding: whether the backbone's last ReLU is left out.
+        exemplar_free: whether the method can learn without exemplars (``memory: 0``); batches of later tasks then hold
+            current rows alone.
         released: what the released code does differently, by field: the method's own hyperparameters, and fields of
             the protocol as ``protocol.FIELD``. Applied by ``protocol: released``.
     """
 
     signed_embedding: ClassVar[bool] = False
+    exemplar_free: ClassVar[bool] = False
     released: ClassVar[Mapping[str, Any]] = {}
 
     def head(self, dim: int) -> Head:

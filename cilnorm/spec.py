@@ -20,11 +20,13 @@ from cilnorm.hookspecs import Record
 from cilnorm.method import Method, Schedule
 from cilnorm.registry import Registry, Shelf, UnknownName
 from cilnorm.running import Statistics
+from cilnorm.settings.alternatives import scaled_milestones, without_others
 from cilnorm.settings.class_order import check_order, given_order
 from cilnorm.settings.options import Space, settable
 from cilnorm.settings.registry_file import Options, Settings, check_known, names_with_values, read_settings
 from cilnorm.settings.spec_key import fingerprint, renamed
 from cilnorm.training.fast_engines import EngineName
+from cilnorm.training.memory import per_class
 from cilnorm.training.pixels import Augmentation
 from cilnorm.training.precision import Precision
 from cilnorm.training.protocol import PROTOCOLS, Protocol, task_sizes
@@ -60,7 +62,8 @@ class Spec:
         task_classes: classes of every task, one number a task.
         stop_after: learn only the first so many of the tasks; None for all.
         classes: use only the first so many of the class order; None for all.
-        memory: exemplars kept in all.
+        memory: exemplars kept in all; 0 for none, which not every method can do without.
+        memory_per_class: exemplars of each class from the first task on, in the place of ``memory``; null for that.
         rows: current and past rows of a mixed batch; the first task's batches have their sum.
         classifier: whose predictions fill the accuracy matrix: the method's own ``head``, or ``nme``, the nearest mean
             of exemplars. With ``nme`` the head is scored too, and log and summary have that under ``by_head``.
@@ -86,6 +89,7 @@ class Spec:
     stop_after: int | None = None
     classes: int | None = None
     memory: int = 2000
+    memory_per_class: int | None = None
     rows: tuple[int, int] = (48, 16)
     classifier: Literal["head", "nme"] = "head"
     train_per_class: int | None = None
@@ -112,8 +116,7 @@ class Spec:
                 f"{current}; take rows such as 48:16, or leave protocol.epoch at passes"
             )
         self._check_tasks()
-        if self.classes is not None and self.memory < self.classes:
-            raise SpecError(f"a memory of {self.memory} can't hold one exemplar of each of {self.classes} classes")
+        self._check_memory()
         if self.train_per_class is not None and self.train_per_class < 1:
             raise SpecError(f"train_per_class must be at least 1, not {self.train_per_class}")
         check_order(self.class_order)
@@ -132,6 +135,39 @@ class Spec:
         tasks = len(self.sizes(self.classes)) if self.classes else tasks  # else known once the data set is read
         if self.stop_after is not None and not 1 <= self.stop_after <= (tasks or self.stop_after):
             raise SpecError(f"stop_after must be in 1 .. {tasks or 'T'}, the number of tasks, not {self.stop_after}")
+
+    def _check_memory(self) -> None:
+        if self.memory < 0 or (self.memory_per_class or 0) < 0:
+            raise SpecError("memory and memory_per_class can't be negative")
+        if self.protocol.herding == "reservoir":
+            if self.memory_per_class is not None:
+                raise SpecError("herding: reservoir is one for all classes; give memory, not memory_per_class")
+            if self.classifier == "nme" or self.statistics.precise != "never":
+                what = "classifier: nme" if self.classifier == "nme" else "statistics.precise"
+                raise SpecError(f"{what} needs exemplars of every class, which herding: reservoir does not promise")
+        elif self.classes is not None:
+            self.exemplars(self.classes)
+        if not self.keeps_exemplars and (self.classifier == "nme" or self.statistics.precise != "never"):
+            what = "classifier: nme" if self.classifier == "nme" else "statistics.precise"
+            raise SpecError(f"{what} needs exemplars, and memory is 0")
+
+    @property
+    def keeps_exemplars(self) -> bool:
+        """Whether there is a memory."""
+        return bool(self.memory if self.memory_per_class is None else self.memory_per_class)
+
+    def exemplars(self, seen: int) -> int:
+        """Exemplars that each of ``seen`` classes may keep.
+
+        Raises:
+            SpecError: the memory holds none of some class.
+        """
+        if self.memory_per_class is not None:
+            return self.memory_per_class
+        try:
+            return per_class(self.memory, seen, self.protocol.budget)
+        except ValueError as error:
+            raise SpecError(str(error)) from None
 
     def sizes(self, classes: int) -> tuple[int, ...]:
         """Classes of each task, in order, of a data set of which so many are learned.
@@ -155,6 +191,7 @@ class Spec:
     def key(self) -> str:
         """Twelve hexadecimal digits that two specs share only if they ask for the same numbers."""
         unused = {} if self.increment is None and self.task_classes is None else {"tasks": 0}
+        unused |= {} if self.memory_per_class is None else {"memory": 0}
         return fingerprint({**to_mapping(self), "preset": "", "engine": "", **unused})
 
 
@@ -217,9 +254,9 @@ def from_mapping(values: Options, registry: Registry, settings: Settings | None,
     if isinstance(wanted.get("protocol"), str):
         flat |= _protocol(wanted.pop("protocol"), records["method"])
     wanted = {space.address(key): value for key, value in wanted.items()}
-    flat |= _without_others(wanted)
+    flat |= without_others(wanted)
     if "schedule.epochs" in wanted and "schedule.milestones" not in wanted:
-        wanted |= _scaled_milestones(flat, wanted["schedule.epochs"])
+        wanted |= scaled_milestones(flat, wanted["schedule.epochs"])
     flat |= wanted
     flat["class_order"] = given_order(flat.get("class_order"))
     return _build({key: coerced(value, space.types[key], key) for key, value in flat.items()}, records)
@@ -273,36 +310,6 @@ def _protocol(name: str, method: Record) -> dict[str, Any]:
         own = getattr(method.build, "released", {})
         flat |= {key if key.startswith("protocol.") else f"method.{key}": value for key, value in own.items()}
     return flat
-
-
-# Ways to say one thing: whoever asks for one of them does not want what the preset says by another.
-INSTEAD = {
-    "tasks": ("increment", "task_classes"),
-    "increment": ("task_classes",),
-    "first_classes": ("task_classes",),
-    "task_classes": ("first_classes", "increment"),
-}
-
-
-def _without_others(wanted: Options) -> dict[str, Any]:
-    """None for each field that says what another, asked for, says.
-
-    Raises:
-        SpecError: both are asked for.
-    """
-    for key in INSTEAD:
-        for other in INSTEAD[key]:
-            if wanted.get(key) is not None and wanted.get(other) is not None:
-                raise SpecError(f"{key} and {other} both say how classes are split; give one of them")
-    return {other: None for key, value in wanted.items() if value is not None for other in INSTEAD.get(key, ())}
-
-
-def _scaled_milestones(flat: Options, epochs: object) -> dict[str, Any]:
-    """Milestones keep their place in the schedule when only the number of epochs is changed."""
-    before, milestones = flat.get("schedule.epochs"), flat.get("schedule.milestones")
-    if not milestones or not isinstance(epochs, int) or not isinstance(before, int):
-        return {}
-    return {"schedule.milestones": [max(1, round(milestone * epochs / before)) for milestone in milestones]}
 
 
 def _build(flat: Options, records: Mapping[str, Record]) -> Spec:

@@ -108,6 +108,13 @@ def test_values_of_ones_own(asked: dict[str, Any], found: Callable[[Spec], bool]
         ({"increment": 3, "stop_after": 3, "classes": 6}, r"stop_after must be in 1 \.\. 2, the number of tasks"),
         ({"increment": 3, "stop_after": 0}, r"stop_after must be in 1 \.\. T, the number of tasks, not 0"),
         ({"memory": 3, "classes": 4}, "a memory of 3 can't hold one exemplar of each of 4 classes"),
+        ({"memory": -1}, "memory and memory_per_class can't be negative"),
+        ({"memory": 9, "memory_per_class": 2}, "memory and memory_per_class both say how many exemplars are kept"),
+        ({"memory_per_class": 2, "herding": "reservoir"}, "herding: reservoir is one for all classes; give memory"),
+        ({"classifier": "nme", "herding": "reservoir"}, "classifier: nme needs exemplars of every class"),
+        ({"precise": "class-balanced", "herding": "reservoir"}, r"statistics\.precise needs exemplars of every class"),
+        ({"memory": 0, "classifier": "nme"}, "classifier: nme needs exemplars, and memory is 0"),
+        ({"memory_per_class": 0, "classifier": "nme"}, "classifier: nme needs exemplars, and memory is 0"),
         ({"train_per_class": 0}, "train_per_class must be at least 1, not 0"),
         ({"class_order": -1}, "class_order: a seed must be in"),
         ({"class_order_seed": 2**32}, "class_order: a seed must be in"),
@@ -385,3 +392,11 @@ def test_the_number_of_tasks_decides_nothing_where_an_increment_does(tiny: Tiny)
 def test_an_increment_is_checked_once_the_classes_are_counted(tiny: Tiny) -> None:
     with pytest.raises(SpecError, match=r"stop_after must be in 1 \.\. 2, the number of tasks, not 3"):
         tiny(increment=3, stop_after=3).sizes(6)
+
+
+def test_a_memory_in_all_takes_the_place_of_one_of_each_class(registry: Registry) -> None:
+    preset = Settings({"b50": {**TINY, "memory_per_class": 3}}, {})
+    assert [resolve("b50", registry, preset).exemplars(seen) for seen in (2, 4, 6)] == [3, 3, 3]
+    assert [resolve("b50", registry, preset, memory=24).exemplars(seen) for seen in (2, 4, 6)] == [12, 6, 4]
+    kept = resolve("b50", registry, preset)
+    assert kept.key == dataclasses.replace(kept, memory=7).key != resolve("b50", registry, preset, memory=24).key

@@ -96,10 +96,13 @@ def assemble(spec: Spec, registry: Registry, device: torch.device, data_root: Pa
     if spec.classes is not None and spec.classes > images.classes:
         raise SpecError(f"{spec.dataset} has {images.classes} classes, not {spec.classes}")
     order = _order(spec, images.classes)[: spec.classes]
-    if spec.memory < len(order):
-        raise SpecError(f"a memory of {spec.memory} can't hold one exemplar of each of {len(order)} classes")
+    if spec.protocol.herding != "reservoir":
+        spec.exemplars(len(order))
     with contain_exit(f"the method {spec.method}"):
         method: Method = registry.methods[spec.method].build(**spec.method_options)
+    if not spec.keeps_exemplars and not method.exemplar_free:
+        free = [name for name, record in registry.methods.items() if getattr(record.build, "exemplar_free", False)]
+        raise SpecError(f"{spec.method} needs exemplars, and memory is 0; {', '.join(free)} can do without")
     try:
         engine_class(spec.engine, device)
         sizes = spec.sizes(len(order))

@@ -34,7 +34,7 @@ from cilnorm.training.batches import EpochBatches, draw_batches
 from cilnorm.training.engine import Engine
 from cilnorm.training.epoch_plan import EpochPlan, RowSource, draw_pool, phase_sources, plan_epoch
 from cilnorm.training.fast_engines import engine_class
-from cilnorm.training.memory import Memory, per_class
+from cilnorm.training.memory import Draws, Memory
 from cilnorm.training.precision import Precision, choose_precision, matmul_precision
 from cilnorm.training.protocol import Protocol
 from cilnorm.training.randomness import generator, initial_weights
@@ -300,13 +300,18 @@ def _seen_batches(run: _Run, task: Task) -> EpochBatches:
 
 def _memory_with(run: _Run, task: Task) -> Memory:
     """The memory with the task's classes in it, chosen by the network as it is."""
-    protocol = run.spec.protocol
-    return run.state.memory.collect(
-        run.parts.stream.by_class(task),
+    spec, state, stream = run.spec, run.state, run.parts.stream
+    protocol, draws = spec.protocol, Draws(spec.seed, task.index)
+    if protocol.herding == "reservoir":
+        met = sum(len(stream.train(earlier)) for earlier in stream.tasks[: task.index])
+        return state.memory.fill(stream.by_class(task), spec.memory, met, draws)
+    return state.memory.collect(
+        stream.by_class(task),
         embed(run.parts.net, run.parts.train),
-        per_class(run.spec.memory, task.seen, protocol.budget),
+        spec.exemplars(task.seen),
         protocol.herding,
         protocol.herd_again,
+        draws,
     )
 
 

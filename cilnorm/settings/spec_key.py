@@ -18,6 +18,7 @@ ADDED: dict[str, Any] = {
     "first_classes": None,
     "increment": None,
     "task_classes": None,
+    "memory_per_class": None,
     "method_options.measure_in_place": False,
     "augmentation.crop_size": None,
     "augmentation.test_size": None,

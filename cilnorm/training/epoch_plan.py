@@ -69,6 +69,8 @@ def phase_sources(
 ) -> tuple[list[RowSource], Composition]:
     """Where the rows of a phase's batches come from: current beside past ones, or rows of one kind without that cut.
 
+    Without a memory every row is a current one.
+
     Args:
         pool: what the first rows are drawn from.
         stored: images of the memory.
@@ -77,7 +79,7 @@ def phase_sources(
     """
     current, past = wanted
     classes = task.old, task.new
-    if rows in ("mixed", "doubled") and task.index:
+    if rows in ("mixed", "doubled") and task.index and len(stored):
         sources = [RowSource(pool, current, "current"), RowSource(stored, past, "past")]
         return sources, Composition(current, past, task.index, classes)
     return [RowSource(pool, current + past, rows)], Composition.of_one_kind(current + past, task.index, classes)

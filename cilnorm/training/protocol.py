@@ -41,7 +41,9 @@ class Protocol:
         score: what fills the accuracy matrix: ``test`` images, or the held-out ones of ``validation``, for choices that
             must not look at test images.
         budget: exemplars a class: ``floor`` or ``ceil`` of memory / classes (released: ceil).
-        herding: ``greedy`` or ``icarl``, see ``cilnorm.training.memory``.
+        herding: which images become exemplars. ``greedy`` and ``icarl``: the two forms of iCaRL's herding, see
+            ``cilnorm.training.memory``; ``random``: any of a class; ``closest``: those nearest to the mean of their
+            class; ``reservoir``: any of all that were met so far, so that classes have different numbers of them.
         herd_again: rank stored exemplars anew after every task instead of cutting their lists (released).
     """
 
@@ -53,7 +55,7 @@ class Protocol:
     test_images: Literal["all", "full"] = "all"
     score: Literal["test", "validation"] = "test"
     budget: Literal["floor", "ceil"] = "floor"
-    herding: Literal["greedy", "icarl"] = "greedy"
+    herding: Literal["greedy", "icarl", "random", "closest", "reservoir"] = "greedy"
     herd_again: bool = False
 
     def __post_init__(self) -> None:
