@@ -255,9 +255,7 @@ def from_mapping(values: Options, registry: Registry, settings: Settings | None,
         flat |= _protocol(wanted.pop("protocol"), records["method"])
     wanted = {space.address(key): value for key, value in wanted.items()}
     flat |= without_others(wanted)
-    if "schedule.epochs" in wanted and "schedule.milestones" not in wanted:
-        wanted |= scaled_milestones(flat, wanted["schedule.epochs"])
-    flat |= wanted
+    flat |= scaled_milestones(flat, wanted) | wanted
     flat["class_order"] = given_order(flat.get("class_order"))
     return _build({key: coerced(value, space.types[key], key) for key, value in flat.items()}, records)
 

@@ -400,3 +400,13 @@ def test_a_memory_in_all_takes_the_place_of_one_of_each_class(registry: Registry
     assert [resolve("b50", registry, preset, memory=24).exemplars(seen) for seen in (2, 4, 6)] == [12, 6, 4]
     kept = resolve("b50", registry, preset)
     assert kept.key == dataclasses.replace(kept, memory=7).key != resolve("b50", registry, preset, memory=24).key
+
+
+def test_the_first_tasks_own_schedule_moves_along_with_the_epochs(registry: Registry) -> None:
+    schedule = {"epochs": 170, "milestones": [80, 120], "first_epochs": 200, "first_milestones": [60, 120, 170]}
+    preset = Settings({"pycil": {**TINY, "schedule": schedule}}, {})
+    short = resolve("pycil", registry, preset, epochs=17).schedule
+    assert (short.epochs, short.milestones) == (17, (8, 12))
+    assert (short.first_epochs, short.first_milestones) == (20, (6, 12, 17))
+    fixed = resolve("pycil", registry, preset, epochs=17, first_epochs=3, first_milestones=[]).schedule
+    assert (fixed.first_epochs, fixed.first_milestones) == (3, ())

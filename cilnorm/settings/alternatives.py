@@ -17,8 +17,6 @@ INSTEAD = {
     "task_classes": ("first_classes", "increment"),
     "memory": ("memory_per_class",),
 }
-
-
 WHAT = {**dict.fromkeys(INSTEAD, "how classes are split"), "memory": "how many exemplars are kept"}
 
 
@@ -35,9 +33,15 @@ def without_others(wanted: Options) -> dict[str, Any]:
     return {other: None for key, value in wanted.items() if value is not None for other in INSTEAD.get(key, ())}
 
 
-def scaled_milestones(flat: Options, epochs: object) -> dict[str, Any]:
-    """Milestones keep their place in the schedule when only the number of epochs is changed."""
-    before, milestones = flat.get("schedule.epochs"), flat.get("schedule.milestones")
-    if not milestones or not isinstance(epochs, int) or not isinstance(before, int):
+def scaled_milestones(flat: Options, wanted: Options) -> dict[str, Any]:
+    """What moves along when only the number of epochs is changed: milestones, and the first task's own schedule."""
+    before, epochs = flat.get("schedule.epochs"), wanted.get("schedule.epochs")
+    if not isinstance(epochs, int) or not isinstance(before, int):
         return {}
-    return {"schedule.milestones": [max(1, round(milestone * epochs / before)) for milestone in milestones]}
+    moved: dict[str, Any] = {}
+    for key in ("schedule.milestones", "schedule.first_milestones"):
+        if flat.get(key) and key not in wanted:
+            moved[key] = [max(1, round(milestone * epochs / before)) for milestone in flat[key]]
+    if flat.get("schedule.first_epochs") and "schedule.first_epochs" not in wanted:
+        moved["schedule.first_epochs"] = max(1, round(flat["schedule.first_epochs"] * epochs / before))
+    return moved
