@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import itertools
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
 import torch
@@ -24,7 +24,8 @@ class Composition:
     Attributes:
         current: rows of the current task; they come first.
         past: rows of earlier tasks; 0 where a batch holds none, or where it has no current/past cut.
-        task: tasks learned before this one (0 for the first).
+        task: tasks learned before this one (0 for the first), however many classes each of them had.
+        classes: old and new classes, for layers that count those in the place of tasks; None where nobody said.
 
     Raises:
         ValueError: a negative count, an empty batch, or past rows before anything was learned.
@@ -33,6 +34,7 @@ class Composition:
     current: int
     past: int
     task: int
+    classes: tuple[int, int] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if self.current < 0 or self.past < 0 or self.task < 0:
@@ -43,9 +45,9 @@ class Composition:
             raise ValueError(f"past rows in the first task: {self}")
 
     @classmethod
-    def of_one_kind(cls, rows: int, task: int) -> Composition:
+    def of_one_kind(cls, rows: int, task: int, classes: tuple[int, int] | None = None) -> Composition:
         """A batch without a cut between current and past rows: of the first task, or balanced over all classes."""
-        return cls(rows, 0, task)
+        return cls(rows, 0, task, classes)
 
     @property
     def rows(self) -> int:

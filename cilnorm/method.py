@@ -37,6 +37,8 @@ class Schedule:
         clamp: bound on the size of each entry of the gradient; 0 for none.
         first_task: times as many epochs in the first task, which starts from nothing; milestones move along. In
             PyCIL's terms, ``init_epoch`` over ``epochs``.
+        first_epochs, first_milestones, first_lr, first_weight_decay: those of the first task where they are others
+            altogether; null for those of every task, with ``first_task``.
     """
 
     epochs: int = 1
@@ -49,25 +51,39 @@ class Schedule:
     clip: float = 0.0
     clamp: float = 0.0
     first_task: float = 1.0
+    first_epochs: int | None = None
+    first_milestones: tuple[int, ...] | None = None
+    first_lr: float | None = None
+    first_weight_decay: float | None = None
 
     def __post_init__(self) -> None:
-        if self.epochs < 1:
-            raise ValueError(f"epochs must be at least 1, not {self.epochs}")
-        if self.lr <= 0:
-            raise ValueError(f"lr must be above 0, not {self.lr}")
+        for name in ("epochs", "first_epochs"):
+            if (getattr(self, name) or 1) < 1 or getattr(self, name) == 0:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("lr", "first_lr"):
+            if getattr(self, name) is not None and getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
+        if self.first_epochs is not None and self.first_task != 1:
+            raise ValueError(
+                "first_epochs and first_task both say how long the first task is trained; give one of them"
+            )
         if not 0 < self.first_task < math.inf:
             raise ValueError(f"first_task must be above 0, not {self.first_task}")
-        for name in ("momentum", "weight_decay", "gamma", "clip"):
-            if getattr(self, name) < 0:
+        for name in ("momentum", "weight_decay", "first_weight_decay", "gamma", "clip"):
+            if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"{name} can't be negative: {getattr(self, name)}")
 
     def in_task(self, index: int) -> Schedule:
         """The schedule of a task, counted from 0."""
         if index:
             return self
-        epochs = max(1, round(self.first_task * self.epochs))
-        milestones = tuple(max(1, round(self.first_task * milestone)) for milestone in self.milestones)
-        return replace(self, epochs=epochs, milestones=milestones)
+        epochs = self.first_epochs or max(1, round(self.first_task * self.epochs))
+        milestones = self.first_milestones
+        if milestones is None:
+            milestones = tuple(max(1, round(self.first_task * milestone)) for milestone in self.milestones)
+        lr = self.lr if self.first_lr is None else self.first_lr
+        decay = self.weight_decay if self.first_weight_decay is None else self.first_weight_decay
+        return replace(self, epochs=epochs, milestones=milestones, lr=lr, weight_decay=decay)
 
     def rate(self, epoch: int) -> float:
         """Learning rate of an epoch, counted from 0."""
@@ -158,11 +174,14 @@ class Method:
 
     Attributes:
         signed_embedding: whether the backbone's last ReLU is left out.
+        exemplar_free: whether the method can learn without exemplars (``memory: 0``); batches of later tasks then hold
+            current rows alone.
         released: what the released code does differently, by field: the method's own hyperparameters, and fields of
             the protocol as ``protocol.FIELD``. Applied by ``protocol: released``.
     """
 
     signed_embedding: ClassVar[bool] = False
+    exemplar_free: ClassVar[bool] = False
     released: ClassVar[Mapping[str, Any]] = {}
 
     def head(self, dim: int) -> Head:

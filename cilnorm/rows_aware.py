@@ -39,6 +39,7 @@ class Rows:
         tasks: (N,) int64, the task of each row; None where nobody said.
         labels: (N,) int64, the class of each row; None where nobody said.
         composition: the counts, where rows stand current first and that is known without waiting for a device.
+        classes: old and new classes, for layers that count those in the place of tasks; None where nobody said.
         shared: what layers made of all this, so that equal layers make it once.
     """
 
@@ -47,6 +48,7 @@ class Rows:
     tasks: Tensor | None = None
     labels: Tensor | None = None
     composition: Composition | None = None
+    classes: tuple[int, int] | None = None
     shared: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     def once(self, key: Any, make: Callable[[], Any]) -> Any:
@@ -60,7 +62,7 @@ class Rows:
         if self.past.device == device:
             return self
         moved = [value if value is None else value.to(device, non_blocking=True) for value in self._tensors()]
-        return Rows(moved[0], self.task, moved[1], moved[2], self.composition)  # type: ignore[arg-type]
+        return Rows(moved[0], self.task, moved[1], moved[2], self.composition, self.classes)  # type: ignore[arg-type]
 
     def _tensors(self) -> tuple[Tensor | None, ...]:
         return self.past, self.tasks, self.labels

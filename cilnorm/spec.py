@@ -9,9 +9,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,16 +18,19 @@ import yaml
 
 from cilnorm.hookspecs import Record
 from cilnorm.method import Method, Schedule
-from cilnorm.registry import Registry, Shelf, UnknownName, nearest
+from cilnorm.registry import Registry, Shelf, UnknownName
 from cilnorm.running import Statistics
+from cilnorm.settings.alternatives import scaled_milestones, without_others
 from cilnorm.settings.class_order import check_order, given_order
 from cilnorm.settings.options import Space, settable
+from cilnorm.settings.registry_file import Options, Settings, check_known, names_with_values, read_settings
 from cilnorm.settings.spec_key import fingerprint, renamed
 from cilnorm.training.fast_engines import EngineName
+from cilnorm.training.memory import per_class
 from cilnorm.training.pixels import Augmentation
 from cilnorm.training.precision import Precision
-from cilnorm.training.protocol import PROTOCOLS, Protocol
-from cilnorm.values import SpecError, coerced, mappings, parsed
+from cilnorm.training.protocol import PROTOCOLS, Protocol, task_sizes
+from cilnorm.values import SpecError, coerced
 
 __all__ = [
     "Settings",
@@ -42,7 +44,6 @@ __all__ = [
     "to_yaml",
 ]
 
-Options = Mapping[str, Any]
 SECTIONS = {"augmentation": Augmentation, "schedule": Schedule, "protocol": Protocol, "statistics": Statistics}
 COMPONENTS = ("method", "norm", "backbone", "dataset")
 
@@ -54,10 +55,15 @@ class Spec:
     Attributes:
         preset: where the values came from; names the run, decides nothing any more.
         method, norm, backbone, dataset: names that ``cilnorm list`` shows, each with its ``..._options``.
-        tasks: into how many the classes are split.
+        tasks: into how many the classes are split, as evenly as can be; nothing where ``increment`` or ``task_classes``
+            says it.
+        first_classes: classes of the first task, so that half of them come first, say; null for as many as the others.
+        increment: classes of each later task, and of the first but for ``first_classes``; the last brings what is left.
+        task_classes: classes of every task, one number a task.
         stop_after: learn only the first so many of the tasks; None for all.
         classes: use only the first so many of the class order; None for all.
-        memory: exemplars kept in all.
+        memory: exemplars kept in all; 0 for none, which not every method can do without.
+        memory_per_class: exemplars of each class from the first task on, in the place of ``memory``; null for that.
         rows: current and past rows of a mixed batch; the first task's batches have their sum.
         classifier: whose predictions fill the accuracy matrix: the method's own ``head``, or ``nme``, the nearest mean
             of exemplars. With ``nme`` the head is scored too, and log and summary have that under ``by_head``.
@@ -77,9 +83,13 @@ class Spec:
     dataset: str
     preset: str = ""
     tasks: int = 10
+    first_classes: int | None = None
+    increment: int | None = None
+    task_classes: tuple[int, ...] | None = None
     stop_after: int | None = None
     classes: int | None = None
     memory: int = 2000
+    memory_per_class: int | None = None
     rows: tuple[int, int] = (48, 16)
     classifier: Literal["head", "nme"] = "head"
     train_per_class: int | None = None
@@ -105,77 +115,84 @@ class Spec:
                 f"rows {current}:{past}: the released protocol knows whole ratios only, and {past} does not divide "
                 f"{current}; take rows such as 48:16, or leave protocol.epoch at passes"
             )
-        if self.tasks < 1:
-            raise SpecError(f"tasks must be at least 1, not {self.tasks}")
-        if self.stop_after is not None and not 1 <= self.stop_after <= self.tasks:
-            raise SpecError(f"stop_after must be in 1 .. {self.tasks}, the number of tasks, not {self.stop_after}")
-        if self.classes is not None and self.tasks > self.classes:
-            raise SpecError(f"{self.classes} classes can't be split into {self.tasks} tasks")
-        if self.classes is not None and self.memory < self.classes:
-            raise SpecError(f"a memory of {self.memory} can't hold one exemplar of each of {self.classes} classes")
+        self._check_tasks()
+        self._check_memory()
         if self.train_per_class is not None and self.train_per_class < 1:
             raise SpecError(f"train_per_class must be at least 1, not {self.train_per_class}")
         check_order(self.class_order)
 
+    def _check_tasks(self) -> None:
+        if self.tasks < 1:
+            raise SpecError(f"tasks must be at least 1, not {self.tasks}")
+        for name in ("first_classes", "increment"):
+            value = getattr(self, name)
+            if value is not None and (value < 1 or self.task_classes is not None):
+                both = f"{name} and task_classes both say how large tasks are; give one of them"
+                raise SpecError(both if value >= 1 else f"{name} must be at least 1, not {value}")
+        if self.task_classes is not None and (not self.task_classes or min(self.task_classes) < 1):
+            raise SpecError("task_classes: one number of classes a task, each at least 1")
+        tasks: int | None = len(self.task_classes or ()) or (self.tasks if self.increment is None else None)
+        tasks = len(self.sizes(self.classes)) if self.classes else tasks  # else known once the data set is read
+        if self.stop_after is not None and not 1 <= self.stop_after <= (tasks or self.stop_after):
+            raise SpecError(f"stop_after must be in 1 .. {tasks or 'T'}, the number of tasks, not {self.stop_after}")
+
+    def _check_memory(self) -> None:
+        if self.memory < 0 or (self.memory_per_class or 0) < 0:
+            raise SpecError("memory and memory_per_class can't be negative")
+        if self.protocol.herding == "reservoir":
+            if self.memory_per_class is not None:
+                raise SpecError("herding: reservoir is one for all classes; give memory, not memory_per_class")
+            if self.classifier == "nme" or self.statistics.precise != "never":
+                what = "classifier: nme" if self.classifier == "nme" else "statistics.precise"
+                raise SpecError(f"{what} needs exemplars of every class, which herding: reservoir does not promise")
+        elif self.classes is not None:
+            self.exemplars(self.classes)
+        if not self.keeps_exemplars and (self.classifier == "nme" or self.statistics.precise != "never"):
+            what = "classifier: nme" if self.classifier == "nme" else "statistics.precise"
+            raise SpecError(f"{what} needs exemplars, and memory is 0")
+
+    @property
+    def keeps_exemplars(self) -> bool:
+        """Whether there is a memory."""
+        return bool(self.memory if self.memory_per_class is None else self.memory_per_class)
+
+    def exemplars(self, seen: int) -> int:
+        """Exemplars that each of ``seen`` classes may keep.
+
+        Raises:
+            SpecError: the memory holds none of some class.
+        """
+        if self.memory_per_class is not None:
+            return self.memory_per_class
+        try:
+            return per_class(self.memory, seen, self.protocol.budget)
+        except ValueError as error:
+            raise SpecError(str(error)) from None
+
+    def sizes(self, classes: int) -> tuple[int, ...]:
+        """Classes of each task, in order, of a data set of which so many are learned.
+
+        Raises:
+            SpecError: it can't be split so, or has fewer tasks than ``stop_after``.
+        """
+        sizes = self.task_classes
+        if sizes is None:
+            try:
+                sizes = task_sizes(classes, self.tasks, self.first_classes, self.increment)
+            except ValueError as error:
+                raise SpecError(str(error)) from None
+        if sum(sizes) != classes:
+            raise SpecError(f"task_classes are {sum(sizes)} in all, not {classes}; set classes={sum(sizes)} for fewer")
+        if self.stop_after is not None and self.stop_after > len(sizes):
+            raise SpecError(f"stop_after must be in 1 .. {len(sizes)}, the number of tasks, not {self.stop_after}")
+        return sizes
+
     @property
     def key(self) -> str:
         """Twelve hexadecimal digits that two specs share only if they ask for the same numbers."""
-        return fingerprint({**to_mapping(self), "preset": "", "engine": ""})
-
-
-@dataclass(frozen=True)
-class Settings:
-    """registry.yaml, read: values by preset, what a paper's method changes with it, and grids."""
-
-    presets: Mapping[str, Options]
-    methods: Mapping[str, Mapping[str, Options]]
-    grids: Mapping[str, Any] = field(default_factory=dict)
-
-
-def read_settings(path: Path | None = None) -> Settings:
-    """Reads registry.yaml, the shipped one by default; presets that extend another are completed.
-
-    Raises:
-        SpecError: it is no YAML, or has other than the known sections.
-    """
-    packaged = files("cilnorm") / "registry.yaml"
-    beside = Path(__file__).resolve().parent.parent / "registry.yaml"  # where an editable install has it
-    source = path or (packaged if packaged.is_file() else beside)
-    content = _names(source.read_text(encoding="utf-8"), str(path or "registry.yaml"))
-    _known("section of registry.yaml", content, ("presets", "methods", "grids"))
-    content = {section: mappings(value, f"{path or 'registry.yaml'}: {section}") for section, value in content.items()}
-    presets: dict[str, Options] = {}
-    methods = {name: mappings(own, f"methods.{name}") for name, own in content.get("methods", {}).items()}
-    for name, values in content.get("presets", {}).items():
-        presets[name] = {key: value for key, value in values.items() if key != "extends"}
-        if base := str(values.get("extends", "")):
-            _known("earlier preset", [base], list(presets)[:-1])
-            presets[name] = _merged(presets[base], presets[name])
-            for own in methods.values():
-                own[name] = _merged(own.get(base, {}), own.get(name, {}))
-    return Settings(presets, methods, content.get("grids", {}))
-
-
-def _merged(base: Options, over: Options) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in over.items():
-        nested = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = _merged(merged[key], value) if nested else value
-    return merged
-
-
-def _names(text: str, where: str) -> dict[str, Any]:
-    content = parsed(text, where)
-    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise SpecError(f"{where}: expected names with values, found {type(content).__name__}")
-    return content
-
-
-def _known(kind: str, asked: Iterable[str], known: Iterable[str]) -> None:
-    known = list(known)
-    for key in asked:
-        if key not in known:
-            raise SpecError(nearest(kind, key, known))
+        unused = {} if self.increment is None and self.task_classes is None else {"tasks": 0}
+        unused |= {} if self.memory_per_class is None else {"memory": 0}
+        return fingerprint({**to_mapping(self), "preset": "", "engine": "", **unused})
 
 
 def resolve(
@@ -196,7 +213,7 @@ def resolve(
     registry = registry or registries.load()
     settings = settings or read_settings()
     preset = preset if preset in settings.presets else preset.casefold()
-    _known("preset", [preset], settings.presets)
+    check_known("preset", [preset], settings.presets)
     values = {key: value for key, value in settings.presets[preset].items() if key != "about"}
     return from_mapping({**values, "preset": preset}, registry, settings, asked)
 
@@ -211,7 +228,7 @@ def read_spec(path: Path, registry: Registry, **asked: Any) -> Spec:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise SpecError(f"{path}: {getattr(error, 'strerror', None) or 'no text'}") from error
-    return from_mapping(_names(text, str(path)), registry, None, asked)
+    return from_mapping(names_with_values(text, str(path)), registry, None, asked)
 
 
 def from_mapping(values: Options, registry: Registry, settings: Settings | None, asked: Options) -> Spec:
@@ -223,7 +240,7 @@ def from_mapping(values: Options, registry: Registry, settings: Settings | None,
         SpecError: as ``resolve``.
     """
     values, asked = renamed(values), renamed(asked)
-    _known("field of a spec", values, [f.name for f in fields(Spec)])
+    check_known("field of a spec", values, [f.name for f in fields(Spec)])
     names = {part: asked.get(part, values.get(part)) for part in COMPONENTS}
     records = {part: _record(registry, part, name) for part, name in names.items()}
     others = [part for part in COMPONENTS if part in values and _record(registry, part, values[part]) != records[part]]
@@ -237,9 +254,8 @@ def from_mapping(values: Options, registry: Registry, settings: Settings | None,
     if isinstance(wanted.get("protocol"), str):
         flat |= _protocol(wanted.pop("protocol"), records["method"])
     wanted = {space.address(key): value for key, value in wanted.items()}
-    if "schedule.epochs" in wanted and "schedule.milestones" not in wanted:
-        wanted |= _scaled_milestones(flat, wanted["schedule.epochs"])
-    flat |= wanted
+    flat |= without_others(wanted)
+    flat |= scaled_milestones(flat, wanted) | wanted
     flat["class_order"] = given_order(flat.get("class_order"))
     return _build({key: coerced(value, space.types[key], key) for key, value in flat.items()}, records)
 
@@ -286,20 +302,12 @@ def _flatten(values: Options, space: Space, method: Record) -> dict[str, Any]:
 def _protocol(name: str, method: Record) -> dict[str, Any]:
     """All fields of a named protocol, and with ``released`` what the method's released code does differently."""
     name = name.casefold()
-    _known("protocol", [name], PROTOCOLS)
+    check_known("protocol", [name], PROTOCOLS)
     flat = {f"protocol.{key}": value for key, value in {**dataclasses.asdict(Protocol()), **PROTOCOLS[name]}.items()}
     if name == "released":
         own = getattr(method.build, "released", {})
         flat |= {key if key.startswith("protocol.") else f"method.{key}": value for key, value in own.items()}
     return flat
-
-
-def _scaled_milestones(flat: Options, epochs: object) -> dict[str, Any]:
-    """Milestones keep their place in the schedule when only the number of epochs is changed."""
-    before, milestones = flat.get("schedule.epochs"), flat.get("schedule.milestones")
-    if not milestones or not isinstance(epochs, int) or not isinstance(before, int):
-        return {}
-    return {"schedule.milestones": [max(1, round(milestone * epochs / before)) for milestone in milestones]}
 
 
 def _build(flat: Options, records: Mapping[str, Record]) -> Spec:

@@ -27,6 +27,7 @@ def rows(
     task: int,
     tasks: Tensor | None = None,
     labels: Tensor | None = None,
+    classes: tuple[int, int] | None = None,
     repeat: bool = False,
 ) -> Iterator[Telling]:
     """Inside, the models know which rows of the next batch are past; afterwards they know nothing.
@@ -46,6 +47,7 @@ def rows(
         task: tasks learned before this one (0 for the first).
         tasks: (N,) int64, the task of each row; needed by some norms, and enough without ``past``.
         labels: (N,) int64, the class of each row, in the order of learning; needed by some norms.
+        classes: how many were learned in earlier tasks and how many this one brings; needed by some norms.
         repeat: whether several training passes may use it, over the very same rows: views of them, or a layer that
             stands in several places of a network.
 
@@ -56,7 +58,7 @@ def rows(
         ValueError: shapes that don't fit, past rows in the first task, or something a layer needs that is not told.
         TypeError: a mask that is not bool; ``nn.DataParallel``; a layer that knows rows current first only.
     """
-    telling = tell_rows(*models, past=past, task=task, tasks=tasks, labels=labels, repeat=repeat)
+    telling = tell_rows(*models, past=past, task=task, tasks=tasks, labels=labels, classes=classes, repeat=repeat)
     try:
         yield telling
     finally:
@@ -69,13 +71,14 @@ def tell_rows(
     task: int,
     tasks: Tensor | None = None,
     labels: Tensor | None = None,
+    classes: tuple[int, int] | None = None,
     repeat: bool = False,
 ) -> Telling:
     """The first half of ``rows``, for hooks; ``close`` of what it returns, or ``forget``, is the other.
 
     Without either it ends when every layer has used it. Arguments and errors are those of ``rows``.
     """
-    told = _checked(past, task, tasks, labels)
+    told = _checked(past, task, tasks, labels, classes)
     telling = Telling(told, repeat)
     for model in models:
         here = told.to(next((tensor.device for tensor in model.parameters()), told.past.device))
@@ -111,7 +114,7 @@ def tell_batch(model: nn.Module, batch: Batch, task: Task) -> Telling:
     The others go by the batch's composition, which ``Network.observe`` tells.
     """
     tasks = task.of(batch.targets)
-    telling = Telling(Rows(tasks < task.index, task.index, tasks, batch.targets))
+    telling = Telling(Rows(tasks < task.index, task.index, tasks, batch.targets, classes=(task.old, task.new)))
     for module in _modules(model):
         if isinstance(module, RowsAware) and module.needs_rows:
             module.receive(telling, telling.rows)
@@ -129,7 +132,13 @@ def _modules(model: nn.Module) -> list[nn.Module]:
     return list(found.values())
 
 
-def _checked(past: Tensor | None, task: int, tasks: Tensor | None, labels: Tensor | None) -> Rows:
+def _checked(
+    past: Tensor | None,
+    task: int,
+    tasks: Tensor | None,
+    labels: Tensor | None,
+    classes: tuple[int, int] | None,
+) -> Rows:
     if past is None and tasks is None:
         raise ValueError("say which rows are past, or the task of each row")
     if past is None:
@@ -143,20 +152,20 @@ def _checked(past: Tensor | None, task: int, tasks: Tensor | None, labels: Tenso
     if task < 0:
         raise ValueError(f"task counts the tasks learned before this one; it can't be {task}")
     if past.device.type != "cpu":
-        return Rows(past, task, tasks, labels)
+        return Rows(past, task, tasks, labels, classes=classes)
     if tasks is not None and tasks.device.type == "cpu" and not torch.equal(tasks < task, past):
         raise ValueError("a row is past if and only if its task is below the number of tasks learned before")
     count = int(past.sum())
     if count and not task:
         raise ValueError(f"{count} past rows in the first task")
     current = len(past) - count
-    composition = None if past[:current].any() else Composition(current, count, task)
-    return Rows(past, task, tasks, labels, composition)
+    composition = None if past[:current].any() else Composition(current, count, task, classes)
+    return Rows(past, task, tasks, labels, composition, classes)
 
 
 def _sorted(rows: Rows, module: nn.Module) -> Composition:
     """The composition for a layer that knows nothing else; waits for the device if it must."""
-    known = rows if rows.composition else _checked(rows.past.cpu(), rows.task, None, None)
+    known = rows if rows.composition else _checked(rows.past.cpu(), rows.task, None, None, rows.classes)
     if known.composition is None:
         raise TypeError(f"{type(module).__name__} takes current rows first, and these rows stand in another order")
     return known.composition

@@ -43,6 +43,27 @@ def test_the_first_task_may_take_longer() -> None:
             Schedule(first_task=times)
 
 
+def test_the_first_task_may_have_a_schedule_of_its_own() -> None:
+    """PyCIL's for iCaRL, WA and DER."""
+    run = Schedule(
+        170, 0.1, 0.9, 2e-4, milestones=(80, 120),
+        first_epochs=200, first_milestones=(60, 120, 170), first_lr=0.2, first_weight_decay=5e-4,
+    )  # fmt: skip
+    first, later = run.in_task(0), run.in_task(1)
+    assert (first.epochs, first.milestones, first.lr, first.weight_decay) == (200, (60, 120, 170), 0.2, 5e-4)
+    assert (later.epochs, later.milestones, later.lr, later.weight_decay) == (170, (80, 120), 0.1, 2e-4)
+    assert [first.rate(epoch) for epoch in (59, 60, 120, 170)] == pytest.approx([0.2, 0.02, 0.002, 0.0002])
+    assert Schedule(5, first_weight_decay=0.0).in_task(0).weight_decay == 0
+    for values, message in (
+        ({"first_epochs": 0}, "first_epochs must be at least 1, not 0"),
+        ({"first_lr": 0.0}, "first_lr must be above 0"),
+        ({"first_weight_decay": -1.0}, "first_weight_decay can't be negative"),
+        ({"first_epochs": 3, "first_task": 2.0}, "first_epochs and first_task both say how long the first task"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Schedule(**values)  # type: ignore[arg-type]
+
+
 def test_a_tail_shrinks_with_the_run() -> None:
     tail = Tail(0.25, 0.01, (0.5,))
     run = Schedule(160, 0.1, momentum=0.9, milestones=(80, 120), gamma=0.2, clip=3.0)

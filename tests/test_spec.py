@@ -97,7 +97,24 @@ def test_values_of_ones_own(asked: dict[str, Any], found: Callable[[Spec], bool]
         ({"rows": "50:16", "protocol": "released"}, "rows 50:16: .* 16 does not divide 50"),
         ({"tasks": 0}, "tasks must be at least 1, not 0"),
         ({"tasks": 5, "classes": 4}, "4 classes can't be split into 5 tasks"),
+        ({"first_classes": 0}, "first_classes must be at least 1, not 0"),
+        ({"increment": 0}, "increment must be at least 1, not 0"),
+        ({"task_classes": [2, 0]}, "task_classes: one number of classes a task, each at least 1"),
+        ({"increment": 2, "tasks": 3}, "tasks and increment both say how classes are split; give one of them"),
+        ({"first_classes": 2, "task_classes": [4, 2]}, "first_classes and task_classes both say"),
+        ({"first_classes": 5, "tasks": 3, "classes": 6}, "a first task of 5 leaves 1 of 6 classes to 2 tasks"),
+        ({"first_classes": 7, "increment": 2, "classes": 6}, "a first task of 7 classes, but 6 in all"),
+        ({"task_classes": [4, 3], "classes": 6}, "task_classes are 7 in all, not 6; set classes=7 for fewer"),
+        ({"increment": 3, "stop_after": 3, "classes": 6}, r"stop_after must be in 1 \.\. 2, the number of tasks"),
+        ({"increment": 3, "stop_after": 0}, r"stop_after must be in 1 \.\. T, the number of tasks, not 0"),
         ({"memory": 3, "classes": 4}, "a memory of 3 can't hold one exemplar of each of 4 classes"),
+        ({"memory": -1}, "memory and memory_per_class can't be negative"),
+        ({"memory": 9, "memory_per_class": 2}, "memory and memory_per_class both say how many exemplars are kept"),
+        ({"memory_per_class": 2, "herding": "reservoir"}, "herding: reservoir is one for all classes; give memory"),
+        ({"classifier": "nme", "herding": "reservoir"}, "classifier: nme needs exemplars of every class"),
+        ({"precise": "class-balanced", "herding": "reservoir"}, r"statistics\.precise needs exemplars of every class"),
+        ({"memory": 0, "classifier": "nme"}, "classifier: nme needs exemplars, and memory is 0"),
+        ({"memory_per_class": 0, "classifier": "nme"}, "classifier: nme needs exemplars, and memory is 0"),
         ({"train_per_class": 0}, "train_per_class must be at least 1, not 0"),
         ({"class_order": -1}, "class_order: a seed must be in"),
         ({"class_order_seed": 2**32}, "class_order: a seed must be in"),
@@ -349,3 +366,47 @@ def test_options_of_a_factory_without_annotations_are_taken_as_they_are(tiny: Ti
     assert spec.norm_options == {"strength": [1, "a"]}
     with pytest.raises(SpecError, match=r"no key called 'norm\.device'"):
         from_mapping({**TINY, "norm": "bare"}, registry, None, {"norm.device": "cpu"})
+
+
+# Tasks of other sizes
+
+
+def test_whoever_says_how_large_tasks_are_has_the_presets_word_for_it_replaced(registry: Registry) -> None:
+    stepped = Settings({"b50": {**TINY, "first_classes": 4, "increment": 1}}, {})
+    assert resolve("b50", registry, stepped).sizes(6) == (4, 1, 1)
+    assert resolve("b50", registry, stepped, tasks=2).sizes(6) == (4, 2)
+    assert resolve("b50", registry, stepped, first_classes=2).sizes(6) == (2, 1, 1, 1, 1)
+    assert resolve("b50", registry, stepped, task_classes=[1, 5]).sizes(6) == (1, 5)
+    assert resolve("b50", registry, stepped, task_classes="1,5").sizes(6) == (1, 5)
+    listed = Settings({"listed": {**TINY, "task_classes": [1, 5]}}, {})
+    assert resolve("listed", registry, listed, tasks=3).sizes(6) == (2, 2, 2)
+    assert resolve("listed", registry, listed, increment=3).sizes(6) == (3, 3)
+
+
+def test_the_number_of_tasks_decides_nothing_where_an_increment_does(tiny: Tiny) -> None:
+    by_increment = dataclasses.replace(tiny(increment=2), tasks=7)
+    assert by_increment.key == tiny(increment=2).key != tiny().key
+    assert dataclasses.replace(tiny(first_classes=2), tasks=4).key != tiny(first_classes=2).key
+
+
+def test_an_increment_is_checked_once_the_classes_are_counted(tiny: Tiny) -> None:
+    with pytest.raises(SpecError, match=r"stop_after must be in 1 \.\. 2, the number of tasks, not 3"):
+        tiny(increment=3, stop_after=3).sizes(6)
+
+
+def test_a_memory_in_all_takes_the_place_of_one_of_each_class(registry: Registry) -> None:
+    preset = Settings({"b50": {**TINY, "memory_per_class": 3}}, {})
+    assert [resolve("b50", registry, preset).exemplars(seen) for seen in (2, 4, 6)] == [3, 3, 3]
+    assert [resolve("b50", registry, preset, memory=24).exemplars(seen) for seen in (2, 4, 6)] == [12, 6, 4]
+    kept = resolve("b50", registry, preset)
+    assert kept.key == dataclasses.replace(kept, memory=7).key != resolve("b50", registry, preset, memory=24).key
+
+
+def test_the_first_tasks_own_schedule_moves_along_with_the_epochs(registry: Registry) -> None:
+    schedule = {"epochs": 170, "milestones": [80, 120], "first_epochs": 200, "first_milestones": [60, 120, 170]}
+    preset = Settings({"pycil": {**TINY, "schedule": schedule}}, {})
+    short = resolve("pycil", registry, preset, epochs=17).schedule
+    assert (short.epochs, short.milestones) == (17, (8, 12))
+    assert (short.first_epochs, short.first_milestones) == (20, (6, 12, 17))
+    fixed = resolve("pycil", registry, preset, epochs=17, first_epochs=3, first_milestones=[]).schedule
+    assert (fixed.first_epochs, fixed.first_milestones) == (3, ())

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from cilnorm.batch import CompositionAware, CompositionWarning
+from cilnorm.batch import CompositionAware, CompositionWarning, Task
 from cilnorm.data.pixel_cache import image_set
 from cilnorm.images import ImageSet
 from cilnorm.method import Method
@@ -21,7 +21,7 @@ from cilnorm.running import KeepsStatistics, statistics_layers
 from cilnorm.spec import Spec, SpecError
 from cilnorm.training.fast_engines import engine_class
 from cilnorm.training.pixels import Augmentation, Pixels
-from cilnorm.training.protocol import Stream, class_order, task_sizes
+from cilnorm.training.protocol import Stream, class_order
 from cilnorm.training.randomness import initial_weights
 
 __all__ = ["Assembly", "assemble", "pick_device"]
@@ -45,6 +45,10 @@ class Assembly:
     order: tuple[int, ...]
     images: ImageSet
     device: torch.device
+
+    def tasks(self, spec: Spec) -> tuple[Task, ...]:
+        """Those that the run learns."""
+        return self.stream.tasks[: spec.stop_after]
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -92,13 +96,16 @@ def assemble(spec: Spec, registry: Registry, device: torch.device, data_root: Pa
     if spec.classes is not None and spec.classes > images.classes:
         raise SpecError(f"{spec.dataset} has {images.classes} classes, not {spec.classes}")
     order = _order(spec, images.classes)[: spec.classes]
-    if spec.memory < len(order):
-        raise SpecError(f"a memory of {spec.memory} can't hold one exemplar of each of {len(order)} classes")
+    if spec.protocol.herding != "reservoir":
+        spec.exemplars(len(order))
     with contain_exit(f"the method {spec.method}"):
         method: Method = registry.methods[spec.method].build(**spec.method_options)
+    if not spec.keeps_exemplars and not method.exemplar_free:
+        free = [name for name, record in registry.methods.items() if getattr(record.build, "exemplar_free", False)]
+        raise SpecError(f"{spec.method} needs exemplars, and memory is 0; {', '.join(free)} can do without")
     try:
         engine_class(spec.engine, device)
-        sizes = task_sizes(len(order), spec.tasks)
+        sizes = spec.sizes(len(order))
         norm = partial(registry.norms[spec.norm].build, **spec.norm_options)
         with initial_weights(spec.seed), contain_exit(f"the network {spec.backbone} with {spec.norm}"):
             build = registry.backbones[spec.backbone].build

@@ -44,11 +44,14 @@ class FolderGone(RunStopped):
 
 
 @contextmanager
-def record_failure(spec: Spec, state: RunState, folder: RunFolder, tell: EventLog, doing: str = "") -> Iterator[None]:
+def record_failure(
+    spec: Spec, state: RunState, folder: RunFolder, tell: EventLog, doing: str = "", tasks: int | None = None
+) -> Iterator[None]:
     """Says of whatever stops the run in here where and why, in its summary, if the disk still takes it.
 
     Args:
         doing: where the run stands, if that is before its first task.
+        tasks: how many the run learns.
 
     Raises:
         RunStopped, Interrupted: in place of what was foreseen, and of what a plugin raises to end the process,
@@ -57,7 +60,7 @@ def record_failure(spec: Spec, state: RunState, folder: RunFolder, tell: EventLo
     try:
         yield
     except BaseException as error:
-        where, reason = doing or _place(state, spec), _cause(error, spec)
+        where, reason = doing or _place(state, tasks), _cause(error, spec)
         try:
             folder.check_place()
         except FolderError as gone:  # whatever it was that failed, this is why, and there is no place to say it
@@ -78,9 +81,9 @@ def record_failure(spec: Spec, state: RunState, folder: RunFolder, tell: EventLo
         raise
 
 
-def _place(state: RunState, spec: Spec) -> str:
+def _place(state: RunState, tasks: int | None) -> str:
     """Where a run stands, in words."""
-    if state.task == (spec.stop_after or spec.tasks):
+    if state.task == tasks:
         return "after the last task"  # its figures, say
     return f"task {state.task + 1}, epoch {state.epoch + 1}"
 

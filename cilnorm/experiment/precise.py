@@ -98,7 +98,7 @@ def precise(
     registry = registry or registries.load()
     spec = RunFolder(folder).read_spec(registry)
     parts = assemble(spec, registry, pick_device(device), data_root)
-    tasks = parts.stream.tasks[: spec.stop_after]
+    tasks = parts.tasks(spec)
     saved = Checkpoints(RunFolder(folder).checkpoints, {"spec": spec.key, "images": parts.images.digest})
     state, _ = saved.read(parts.net, parts.stream.tasks, only_look=True)
     if state.task < len(tasks):

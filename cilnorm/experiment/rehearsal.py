@@ -14,7 +14,6 @@ from cilnorm.registry import Registry
 from cilnorm.spec import Spec, SpecError
 from cilnorm.storage.run_folder import FolderError
 from cilnorm.training.epoch_plan import NoBatch, draw_pool, phase_sources, plan_epoch
-from cilnorm.training.memory import per_class
 
 __all__ = ["assemble_checked", "check_batches", "check_place"]
 
@@ -43,10 +42,11 @@ def check_batches(spec: Spec, parts: Assembly) -> None:
     if rows > max(images, FEW):
         raise SpecError(f"rows {spec.rows[0]}:{spec.rows[1]}: a batch of {rows} rows, but {images} training images")
     stored: list[int] = []  # exemplars of each class
-    for task in stream.tasks[: spec.stop_after]:
-        budget = per_class(spec.memory, task.seen, spec.protocol.budget)
+    met = 0  # training images so far
+    for task in parts.tasks(spec):
         new = [len(members) for members in stream.by_class(task)]
-        after = [min(budget, count) for count in (*stored, *new)]
+        met += sum(new)
+        after = _exemplars(spec, task, [*stored, *new], met)
         for phase in parts.method.phases(task):
             try:
                 _check_phase(spec, parts, task, phase, (sum(new), sum(stored), sum(after)))
@@ -55,11 +55,21 @@ def check_batches(spec: Spec, parts: Assembly) -> None:
         stored = after
 
 
+def _exemplars(spec: Spec, task: Task, images: list[int], met: int) -> list[int]:
+    """Exemplars of each class after a task; of a reservoir only their sum is known."""
+    if spec.protocol.herding == "reservoir":
+        return [min(spec.memory, met)]
+    budget = spec.exemplars(task.seen)
+    return [min(budget, count) for count in images]
+
+
 def _check_phase(spec: Spec, parts: Assembly, task: Task, phase: Phase, images: tuple[int, int, int]) -> None:
     """``images``: of the task, in the memory before it, and in the memory after it."""
+    if phase.rows == "balanced" and spec.protocol.herding == "reservoir":
+        raise ValueError("herding: reservoir keeps different numbers of each class, and this phase wants equal ones")
     current, past, after = (torch.arange(count) for count in images)
     pool = after if phase.rows == "balanced" else draw_pool(phase.rows, current, past, spec.protocol, torch.Generator())
-    sources, composition = phase_sources(phase.rows, pool, past, spec.rows, task.index)
+    sources, composition = phase_sources(phase.rows, pool, past, spec.rows, task)
     plan_epoch(sources, composition, spec.protocol, spec.seed, (task.index, 0), 0)
     parts.net.observe(composition)
 

@@ -34,7 +34,7 @@ from cilnorm.training.batches import EpochBatches, draw_batches
 from cilnorm.training.engine import Engine
 from cilnorm.training.epoch_plan import EpochPlan, RowSource, draw_pool, phase_sources, plan_epoch
 from cilnorm.training.fast_engines import engine_class
-from cilnorm.training.memory import Memory, per_class
+from cilnorm.training.memory import Draws, Memory
 from cilnorm.training.precision import Precision, choose_precision, matmul_precision
 from cilnorm.training.protocol import Protocol
 from cilnorm.training.randomness import generator, initial_weights
@@ -158,14 +158,14 @@ class _Run:
 def _learn(run: _Run, registry: Registry) -> Result:
     """Task after task: grow, train phase after phase, measure anew, remember, choose exemplars, evaluate."""
     spec, parts, state, folder, tell = run.spec, run.parts, run.state, run.folder, run.tell
-    with record_failure(spec, state, folder, tell):
+    with record_failure(spec, state, folder, tell, tasks=len(parts.tasks(spec))):
         changed = folder.write_environment(registry, parts.device, parts.images, parts.order, parts.train.shape)
-        if state.task < (spec.stop_after or spec.tasks):  # who reads the summary of a finished run finds it finished
+        if state.task < len(parts.tasks(spec)):  # who reads the summary of a finished run finds it finished
             folder.write_summary("running", state.matrix, state.by_head)
         tell(_began(run))
         if changed:
             tell(Warned(f"going on in another environment, which may change the numbers: {'; '.join(changed)}"))
-        for task in parts.stream.tasks[state.task : spec.stop_after]:
+        for task in parts.tasks(spec)[state.task :]:
             tell(TaskBegan(task.index + 1, task.new, task.seen, len(state.memory)))
             if not state.midway:
                 _grow(run, task)
@@ -194,7 +194,7 @@ def _began(run: _Run) -> RunBegan:
     spec = run.spec
     return RunBegan(
         folder=str(run.folder.path),
-        tasks=spec.stop_after or spec.tasks,
+        tasks=len(run.parts.tasks(spec)),
         notice=run.parts.images.notice,
         steps=run.state.steps,
         matrix=list(run.state.matrix),
@@ -278,7 +278,7 @@ def _plan(run: _Run, task: Task, phase: Phase, epoch: int) -> EpochPlan:
     """The epoch's rows."""
     spec, state = run.spec, run.state
     assert state.pool is not None
-    sources, composition = phase_sources(phase.rows, state.pool, state.memory.indices, spec.rows, task.index)
+    sources, composition = phase_sources(phase.rows, state.pool, state.memory.indices, spec.rows, task)
     return plan_epoch(sources, composition, spec.protocol, spec.seed, (task.index, state.phase), epoch)
 
 
@@ -300,13 +300,18 @@ def _seen_batches(run: _Run, task: Task) -> EpochBatches:
 
 def _memory_with(run: _Run, task: Task) -> Memory:
     """The memory with the task's classes in it, chosen by the network as it is."""
-    protocol = run.spec.protocol
-    return run.state.memory.collect(
-        run.parts.stream.by_class(task),
+    spec, state, stream = run.spec, run.state, run.parts.stream
+    protocol, draws = spec.protocol, Draws(spec.seed, task.index)
+    if protocol.herding == "reservoir":
+        met = sum(len(stream.train(earlier)) for earlier in stream.tasks[: task.index])
+        return state.memory.fill(stream.by_class(task), spec.memory, met, draws)
+    return state.memory.collect(
+        stream.by_class(task),
         embed(run.parts.net, run.parts.train),
-        per_class(run.spec.memory, task.seen, protocol.budget),
+        spec.exemplars(task.seen),
         protocol.herding,
         protocol.herd_again,
+        draws,
     )
 
 

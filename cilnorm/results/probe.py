@@ -102,7 +102,7 @@ def bn_bias(
     except OSError as error:
         raise FolderError(f"can't write {out}: {error.strerror or error}; give --out another folder") from error
     parts = assemble(spec, registry, pick_device(device), data_root)
-    tasks = parts.stream.tasks[: spec.stop_after]
+    tasks = parts.tasks(spec)
     saved = Checkpoints.of(RunFolder(folder).checkpoints, spec, parts.images.digest)
     if saved.read(parts.net, parts.stream.tasks, only_look=True)[0].task < len(tasks):
         raise FolderError(f"{folder} is not finished; `cilnorm resume {folder}` goes on")

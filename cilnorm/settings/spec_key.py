@@ -15,7 +15,15 @@ __all__ = ["fingerprint", "renamed"]
 
 # Added since 0.1.0, by dotted key, each with the value at which a run is what it was.
 ADDED: dict[str, Any] = {
+    "first_classes": None,
+    "increment": None,
+    "task_classes": None,
+    "memory_per_class": None,
     "method_options.measure_in_place": False,
+    "schedule.first_epochs": None,
+    "schedule.first_milestones": None,
+    "schedule.first_lr": None,
+    "schedule.first_weight_decay": None,
     "augmentation.crop_size": None,
     "augmentation.test_size": None,
     "statistics.freeze": "never",
@@ -35,8 +43,11 @@ def fingerprint(spec: Mapping[str, Any]) -> str:
     """Twelve hexadecimal digits of a spec's plain values; those that 0.1.0 gave where it could have run the same."""
     mapping = dict(spec)
     for key, before in ADDED.items():
-        section, _, name = key.partition(".")
-        if mapping.get(section, {}).get(name, before) == before:
+        section, _, name = key.rpartition(".")
+        if not section:
+            if mapping.get(name, before) == before:
+                mapping.pop(name, None)
+        elif mapping.get(section, {}).get(name, before) == before:
             mapping[section] = {inner: value for inner, value in mapping.get(section, {}).items() if inner != name}
     for section in SECTIONS:
         if not mapping.get(section):

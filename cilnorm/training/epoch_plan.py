@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cilnorm.batch import Composition
+from cilnorm.batch import Composition, Task
 from cilnorm.method import Rows
 from cilnorm.training.protocol import Protocol
 from cilnorm.training.randomness import generator
@@ -65,20 +65,24 @@ def draw_pool(rows: Rows, current: Tensor, stored: Tensor, protocol: Protocol, s
 
 
 def phase_sources(
-    rows: Rows, pool: Tensor, stored: Tensor, wanted: tuple[int, int], task: int
+    rows: Rows, pool: Tensor, stored: Tensor, wanted: tuple[int, int], task: Task
 ) -> tuple[list[RowSource], Composition]:
     """Where the rows of a phase's batches come from: current beside past ones, or rows of one kind without that cut.
+
+    Without a memory every row is a current one.
 
     Args:
         pool: what the first rows are drawn from.
         stored: images of the memory.
         wanted: current and past rows of a mixed batch.
-        task: tasks learned before.
+        task: the one at hand.
     """
     current, past = wanted
-    if rows in ("mixed", "doubled") and task:
-        return [RowSource(pool, current, "current"), RowSource(stored, past, "past")], Composition(current, past, task)
-    return [RowSource(pool, current + past, rows)], Composition.of_one_kind(current + past, task)
+    classes = task.old, task.new
+    if rows in ("mixed", "doubled") and task.index and len(stored):
+        sources = [RowSource(pool, current, "current"), RowSource(stored, past, "past")]
+        return sources, Composition(current, past, task.index, classes)
+    return [RowSource(pool, current + past, rows)], Composition.of_one_kind(current + past, task.index, classes)
 
 
 def plan_epoch(

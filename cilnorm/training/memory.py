@@ -1,7 +1,10 @@
 """Exemplars: how many a class may keep, and which.
 
 Herding follows iCaRL (https://arxiv.org/abs/1611.07725, algorithm 4) in the two forms that are in use: ``greedy``
-(FACIL and the TBBN experiments) and ``icarl`` (the repositories of LUCIR, PODNet and AFC).
+(FACIL, the TBBN experiments, PyCIL) and ``icarl`` (the repositories of LUCIR, PODNet and AFC). The other rules are
+what herding is compared with: ``random`` images of a class, those ``closest`` to its mean, and a ``reservoir``
+(Vitter, https://doi.org/10.1145/3147.3165, algorithm R), one for all classes, in which every image met so far is
+kept with the same probability, as in the rehearsal buffers of online learning.
 """
 
 from __future__ import annotations
@@ -15,7 +18,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-__all__ = ["HERDINGS", "Memory", "herd_greedy", "herd_icarl", "per_class"]
+from cilnorm.training.randomness import generator
+
+__all__ = ["HERDINGS", "Draws", "ExemplarRule", "Memory", "herd_greedy", "herd_icarl", "per_class"]
+
+ExemplarRule = Literal["greedy", "icarl", "random", "closest", "reservoir"]
 
 
 def per_class(budget: int, classes: int, rounding: Literal["floor", "ceil"] = "floor") -> int:
@@ -24,9 +31,9 @@ def per_class(budget: int, classes: int, rounding: Literal["floor", "ceil"] = "f
     ``ceil`` is the released code's rule; it stores up to one image a class more than the budget.
 
     Raises:
-        ValueError: the budget holds no exemplar for some class.
+        ValueError: the budget holds no exemplar for some class; one of 0, that there are none, is what it says.
     """
-    if budget < classes:
+    if 0 < budget < classes or budget < 0:
         raise ValueError(f"a memory of {budget} can't hold one exemplar of each of {classes} classes")
     return -(-budget // classes) if rounding == "ceil" else budget // classes
 
@@ -90,8 +97,32 @@ def _each_along_icarl(features: Sequence[Tensor], count: int) -> list[Tensor]:
     return [herd_icarl(of_class.cpu(), count) for of_class in features]  # every step reads back what it picked
 
 
+def _each_closest(features: Sequence[Tensor], count: int) -> list[Tensor]:
+    """The rows nearest to the mean of the normalised features, nearest first; of equals the first."""
+    orders = []
+    for of_class in features:
+        rows = F.normalize(of_class.double(), dim=1)
+        distances = (rows - rows.mean(0)).square().sum(1)
+        orders.append(distances.argsort(stable=True)[:count])
+    return orders
+
+
 Herding = Callable[[Sequence[Tensor], int], list[Tensor]]
-HERDINGS: dict[str, Herding] = {"greedy": _each_greedily, "icarl": _each_along_icarl}
+HERDINGS: dict[str, Herding] = {
+    "greedy": _each_greedily, "icarl": _each_along_icarl, "closest": _each_closest,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Where chance comes from for rules that need it: a stream a class, of the run's seed and the task at hand."""
+
+    seed: int = 0
+    task: int = 0
+
+    def shuffled(self, pool: Tensor, label: int) -> Tensor:
+        """The pool of a class in random order."""
+        return pool[torch.randperm(len(pool), generator=generator(self.seed, "exemplars", self.task, label))]
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,10 +144,11 @@ class Memory:
         candidates: Sequence[Tensor],
         features: Callable[[Tensor], Tensor],
         count: int,
-        herding: Literal["greedy", "icarl"],
+        herding: ExemplarRule,
         herd_again: bool,
+        draws: Draws = Draws(),  # frozen
     ) -> Memory:
-        """The memory after a task.
+        """The memory after a task, under every rule but ``reservoir``.
 
         Args:
             candidates: indices of the new classes' training images, one tensor a class.
@@ -124,8 +156,40 @@ class Memory:
             count: exemplars a class.
             herd_again: whether stored exemplars are ranked anew by the current model (the released code);
                 otherwise their lists are cut, as iCaRL's algorithm 5 does.
+            draws: of ``random``.
         """
         kept = () if herd_again else tuple(stored[:count] for stored in self.exemplars)
         pools = (*(self.exemplars if herd_again else ()), *candidates)
+        if not count:
+            return Memory(tuple(pool[:0] for pool in (*kept, *pools)))
+        if herding == "random":
+            shuffled = [draws.shuffled(pool, label) for label, pool in enumerate(pools, len(kept))]
+            return Memory((*kept, *(pool[:count] for pool in shuffled)))
         orders = HERDINGS[herding]([features(pool) for pool in pools], count)
         return Memory((*kept, *(pool[order.to(pool.device)] for pool, order in zip(pools, orders, strict=True))))
+
+    def fill(self, candidates: Sequence[Tensor], size: int, met: int, draws: Draws) -> Memory:
+        """A reservoir of ``size`` images after the task's images have come by once, in random order.
+
+        A class may have no exemplar.
+
+        Args:
+            candidates: indices of the new classes' training images, one tensor a class.
+            met: images of earlier tasks that came by.
+            draws: their order, and which image each replaces.
+        """
+        images = torch.cat(list(candidates))
+        labels = torch.cat([torch.full((len(of_class),), label) for label, of_class in enumerate(candidates)])
+        order = draws.shuffled(torch.arange(len(images)), -1)
+        held = [(label, index) for label, stored in enumerate(self.exemplars) for index in stored.tolist()]
+        places = generator(draws.seed, "reservoir", draws.task)
+        for number, at in enumerate(order.tolist(), met):
+            entry = len(self.exemplars) + int(labels[at]), int(images[at])
+            if len(held) < size:
+                held.append(entry)
+            elif (place := int(torch.randint(number + 1, (1,), generator=places))) < size:
+                held[place] = entry
+        kept: list[list[int]] = [[] for _ in range(len(self.exemplars) + len(candidates))]
+        for label, index in held:
+            kept[label].append(index)
+        return Memory(tuple(torch.tensor(of_class, dtype=torch.long) for of_class in kept))

@@ -41,7 +41,9 @@ class Protocol:
         score: what fills the accuracy matrix: ``test`` images, or the held-out ones of ``validation``, for choices that
             must not look at test images.
         budget: exemplars a class: ``floor`` or ``ceil`` of memory / classes (released: ceil).
-        herding: ``greedy`` or ``icarl``, see ``cilnorm.training.memory``.
+        herding: which images become exemplars. ``greedy`` and ``icarl``: the two forms of iCaRL's herding, see
+            ``cilnorm.training.memory``; ``random``: any of a class; ``closest``: those nearest to the mean of their
+            class; ``reservoir``: any of all that were met so far, so that classes have different numbers of them.
         herd_again: rank stored exemplars anew after every task instead of cutting their lists (released).
     """
 
@@ -53,7 +55,7 @@ class Protocol:
     test_images: Literal["all", "full"] = "all"
     score: Literal["test", "validation"] = "test"
     budget: Literal["floor", "ceil"] = "floor"
-    herding: Literal["greedy", "icarl"] = "greedy"
+    herding: Literal["greedy", "icarl", "random", "closest", "reservoir"] = "greedy"
     herd_again: bool = False
 
     def __post_init__(self) -> None:
@@ -83,16 +85,33 @@ def class_order(classes: int, seed: int) -> list[int]:
     return order
 
 
-def task_sizes(classes: int, tasks: int) -> tuple[int, ...]:
-    """Classes of each task; where the number does not divide, the first tasks bring one more.
+def task_sizes(classes: int, tasks: int, first: int | None = None, increment: int | None = None) -> tuple[int, ...]:
+    """Classes of each task; where the number does not divide, the first of equal tasks bring one more.
+
+    Args:
+        tasks: how many, the first included; of no account where ``increment`` is given.
+        first: classes of the first task; None for as many as the others.
+        increment: classes of each later task; the last one brings what is left.
 
     Raises:
-        ValueError: more tasks than classes, or none.
+        ValueError: more tasks than classes, or none; a first task that leaves the others nothing.
     """
+    if first is not None and first > classes:
+        raise ValueError(f"a first task of {first} classes, but {classes} in all")
+    if increment is not None:
+        start = min(increment if first is None else first, classes)
+        rest = [min(increment, classes - done) for done in range(start, classes, increment)]
+        return (start, *rest)
     if not 1 <= tasks <= classes:
         raise ValueError(f"{classes} classes can't be split into {tasks} tasks")
-    small, larger = divmod(classes, tasks)
-    return tuple(small + (index < larger) for index in range(tasks))
+    if first is None:
+        small, larger = divmod(classes, tasks)
+        return tuple(small + (index < larger) for index in range(tasks))
+    if tasks == 1 and first == classes:
+        return (first,)
+    if classes - first < tasks - 1 or tasks == 1:
+        raise ValueError(f"a first task of {first} leaves {classes - first} of {classes} classes to {tasks - 1} tasks")
+    return (first, *task_sizes(classes - first, tasks - 1))
 
 
 class Stream:

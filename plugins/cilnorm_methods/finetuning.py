@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -20,6 +21,8 @@ from cilnorm.network import Network
 @dataclass(frozen=True)
 class FineTuning(Method):
     """Cross-entropy over all seen classes on the mixed batch."""
+
+    exemplar_free: ClassVar[bool] = True
 
     def loss(self, step: Step) -> dict[str, Tensor]:
         return {"ce": F.cross_entropy(step.out.logits, step.batch.targets)}

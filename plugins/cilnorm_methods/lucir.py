@@ -46,6 +46,7 @@ class LUCIR(Method):
     """
 
     signed_embedding: ClassVar[bool] = True  # section 3.2: without the last ReLU angles use the whole circle
+    exemplar_free: ClassVar[bool] = True  # but for a balanced phase, which ``memory: 0`` then refuses
     released: ClassVar[Mapping[str, Any]] = {"imprint": False, "protocol.current_rows": "union"}
 
     less_forget: float = 5.0

@@ -22,7 +22,7 @@ from torch import Tensor
 from cilnorm.hookspecs import Norm, hookimpl
 from cilnorm_norms._base import BatchNormBase
 from cilnorm_norms.group import check_groups, group_norm
-from cilnorm_norms.task_balanced import AffineGradient, SplitRule, TaskBalancedBatchNorm2d
+from cilnorm_norms.task_balanced import AffineGradient, SplitRule, TaskBalancedBatchNorm2d, Unit
 
 PAPER = "https://arxiv.org/abs/2203.16102"
 
@@ -94,6 +94,7 @@ class TaskBalancedContinualNorm2d(_AfterGroups, TaskBalancedBatchNorm2d):
         groups: int = 8,
         splits: SplitRule | int = "released",
         affine_gradient: AffineGradient = "released",
+        unit: Unit = "tasks",
     ) -> None:
         super().__init__(
             num_features,
@@ -105,6 +106,7 @@ class TaskBalancedContinualNorm2d(_AfterGroups, TaskBalancedBatchNorm2d):
             dtype=dtype,
             splits=splits,
             affine_gradient=affine_gradient,
+            unit=unit,
         )
         self.groups = check_groups(groups, num_features)
 

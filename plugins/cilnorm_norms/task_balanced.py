@@ -19,6 +19,10 @@ grow with r:
     dγ = Σ_j w_j g_j x̂_j,   dβ = Σ_j w_j g_j,   w_past = r w_cur,   B_c w_cur + B_p w_past = B_c + B_p
 
 with x̂ the normalised row (of a past one the mean over splits) and g the gradient of the output; dx stays as it is.
+
+t counts tasks, whatever their size. After a first task of 50 classes and before one of 10, t = 1, so those 50 classes
+together weigh what the 10 new ones weigh. With ``unit="classes"`` t is old / new classes, 5 there, and every class
+weighs about the same; where all tasks are of one size the two are one.
 """
 
 from __future__ import annotations
@@ -26,6 +30,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, Literal, get_args
 
 import torch
@@ -41,9 +46,26 @@ from cilnorm_norms._task_balanced.rows import RowPlanner, normalise_rows, plan_r
 
 SplitRule = Literal["released", "divisor", "exact", "auto"]
 AffineGradient = Literal["released", "balanced"]
+Unit = Literal["tasks", "classes"]
 
 
-def feasible_splits(composition: Composition, rule: SplitRule | int) -> int:
+def past_units(task: int, classes: tuple[int, int] | None, unit: Unit) -> int | Fraction:
+    """t: how many tasks were learned before, or how many of the current one's size their classes make.
+
+    Raises:
+        ValueError: classes are to be counted and nobody said how many there are.
+    """
+    if unit == "tasks" or not task:
+        return task
+    if classes is None or min(classes) < 1:
+        raise ValueError(
+            "unit='classes' needs the numbers of old and new classes: Composition(..., classes=(old, new)) or "
+            "cilnorm.rows(..., classes=(old, new))"
+        )
+    return Fraction(*classes)
+
+
+def feasible_splits(composition: Composition, rule: SplitRule | int, units: int | Fraction | None = None) -> int:
     """The number of splits for a batch.
 
     Args:
@@ -52,6 +74,7 @@ def feasible_splits(composition: Composition, rule: SplitRule | int) -> int:
             past; ``divisor``: the largest divisor of the current rows not above r; ``exact``: 1, for current rows weigh
             1 / r instead of being split; ``auto``: ``released`` where that comes as near to r as it does for the
             paper's batches, more than half of it, else ``exact``; an integer: that many.
+        units: t of ``past_units`` in the place of the composition's task.
 
     Returns:
         1 where there is nothing to balance: no past rows, no current rows, or no task learned before.
@@ -59,7 +82,7 @@ def feasible_splits(composition: Composition, rule: SplitRule | int) -> int:
     Raises:
         ValueError: an integer that doesn't divide the current rows.
     """
-    current, past, task = composition.current, composition.past, composition.task
+    current, past, task = composition.current, composition.past, composition.task if units is None else units
     if not (current and past and task) or rule == "exact":
         return 1
     if isinstance(rule, int):
@@ -68,31 +91,31 @@ def feasible_splits(composition: Composition, rule: SplitRule | int) -> int:
         return rule
     pool = current if rule == "divisor" else math.gcd(current, past)
     found = max((d for d in range(1, pool + 1) if pool % d == 0 and d * past <= task * current), default=1)
-    return 1 if rule == "auto" and _too_few(found, composition) else found
+    return 1 if rule == "auto" and _too_few(found, composition, task) else found
 
 
-def weighs_rows(composition: Composition, rule: SplitRule | int) -> bool:
+def weighs_rows(composition: Composition, rule: SplitRule | int, units: int | Fraction | None = None) -> bool:
     """Whether current rows weigh 1 / r in such a batch instead of being split."""
-    current, past, task = composition.current, composition.past, composition.task
+    current, past, task = composition.current, composition.past, composition.task if units is None else units
     if not (current and past and task) or rule not in ("exact", "auto"):
         return False
-    return rule == "exact" or _too_few(feasible_splits(composition, "released"), composition)
+    return rule == "exact" or _too_few(feasible_splits(composition, "released", task), composition, task)
 
 
-def _too_few(splits: int, composition: Composition) -> bool:
+def _too_few(splits: int, composition: Composition, units: int | Fraction) -> bool:
     """Whether so many splits leave the current task twice the weight of a past one, or more.
 
     At 48 : 16 the released code stays below 1.9 times.
     """
-    return 2 * splits * composition.past <= composition.task * composition.current
+    return 2 * splits * composition.past <= units * composition.current
 
 
 @dataclass(frozen=True)
 class RowRule:
-    """The rule for batches after ``task`` learned tasks, whatever their numbers of rows."""
+    """The rule for batches after ``task`` learned tasks, or such units, whatever their numbers of rows."""
 
     splits: SplitRule | int
-    task: int
+    task: int | Fraction
 
     def most(self, rows: int) -> int:
         """A bound on the splits of any batch of so many rows."""
@@ -106,8 +129,9 @@ class RowRule:
             return (self.splits if current and past and self.task else 1), False
         if not self.task:
             return 1, False
-        composition = Composition(current, past, self.task)
-        return feasible_splits(composition, self.splits), weighs_rows(composition, self.splits)
+        composition = Composition(current, past, 1)
+        splits = feasible_splits(composition, self.splits, self.task)
+        return splits, weighs_rows(composition, self.splits, self.task)
 
 
 class TaskBalancedBatchNorm2d(BatchNormBase, CompositionAware, RowsAware):
@@ -146,14 +170,17 @@ class TaskBalancedBatchNorm2d(BatchNormBase, CompositionAware, RowsAware):
         *,
         splits: SplitRule | int = "released",
         affine_gradient: AffineGradient = "released",
+        unit: Unit = "tasks",
     ) -> None:
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype)
         if splits not in get_args(SplitRule) and not (isinstance(splits, int) and splits > 0):
             raise ValueError(f"splits can't be {splits!r}; it is one of {get_args(SplitRule)} or a number of splits")
         if affine_gradient not in get_args(AffineGradient):
             raise ValueError(f"affine_gradient can't be {affine_gradient!r}; it is one of {get_args(AffineGradient)}")
+        if unit not in get_args(Unit):
+            raise ValueError(f"unit can't be {unit!r}; it is one of {get_args(Unit)}")
         self.splits: SplitRule | int = splits
-        self.affine_gradient = affine_gradient
+        self.affine_gradient, self.unit = affine_gradient, unit
         self.plan: Plan | None = None
 
     def compose(self, composition: Composition) -> None:
@@ -172,8 +199,9 @@ class TaskBalancedBatchNorm2d(BatchNormBase, CompositionAware, RowsAware):
         ranks = self.ranks()
         size = ranks.size if ranks else 1
         everywhere = Composition(size * current, size * past, composition.task)
-        splits, exact = feasible_splits(everywhere, self.splits), weighs_rows(everywhere, self.splits)
-        ratio = composition.task * current / past
+        units = past_units(composition.task, composition.classes, self.unit)
+        splits = feasible_splits(everywhere, self.splits, units)
+        exact, ratio = weighs_rows(everywhere, self.splits, units), float(units * current / past)
         weight = 1 / ratio if exact else 1.0
         if splits == 1 and weight == 1:
             return Plan(rows, rows)
@@ -188,10 +216,12 @@ class TaskBalancedBatchNorm2d(BatchNormBase, CompositionAware, RowsAware):
         current, past = composition.current, composition.past
         if not (current and past) or self.splits not in ("released", "divisor"):
             return None
-        ratio = composition.task * current / past
+        units = past_units(composition.task, composition.classes, self.unit)
+        ratio = float(units * current / past)
         ranks = self.ranks()
         size = ranks.size if ranks else 1
-        if ratio < 2 or feasible_splits(Composition(size * current, size * past, composition.task), self.splits) > 1:
+        everywhere = Composition(size * current, size * past, composition.task)
+        if ratio < 2 or feasible_splits(everywhere, self.splits, units) > 1:
             return None
         return (
             f"splits={self.splits!r} finds no way to split {size * current} current rows beside {size * past} past "
@@ -207,7 +237,7 @@ class TaskBalancedBatchNorm2d(BatchNormBase, CompositionAware, RowsAware):
         """
         self.plan = None
         ranks = self.ranks() if self.synchronised else None
-        key = "tbbn", self.splits, self.affine_gradient, ranks and id(ranks.group)
+        key = "tbbn", self.splits, self.affine_gradient, self.unit, ranks and id(ranks.group)
         return rows.once(key, lambda: self._reduced(rows, ranks))
 
     def _reduced(self, rows: Rows, ranks: Ranks | None) -> tuple[Plan | None, RowPlanner]:
@@ -218,7 +248,8 @@ class TaskBalancedBatchNorm2d(BatchNormBase, CompositionAware, RowsAware):
             count = int(past.sum())  # the one rule that has to wait for the device
             feasible_splits(Composition(len(past) - count, count, rows.task), self.splits)
         in_order = self._plan_of(rows.composition) if rows.composition and not ranks else None
-        return in_order, plan_rows(past, RowRule(self.splits, rows.task), self.affine_gradient == "balanced")
+        rule = RowRule(self.splits, past_units(rows.task, rows.classes, self.unit))
+        return in_order, plan_rows(past, rule, self.affine_gradient == "balanced")
 
     def forget(self) -> None:
         """Knows nothing of any batch, as when it was new."""
@@ -254,7 +285,8 @@ class TaskBalancedBatchNorm2d(BatchNormBase, CompositionAware, RowsAware):
         return self.plan
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, splits={self.splits}, affine_gradient={self.affine_gradient}"
+        unit = "" if self.unit == "tasks" else f", unit={self.unit}"
+        return f"{super().extra_repr()}, splits={self.splits}, affine_gradient={self.affine_gradient}{unit}"
 
 
 def check() -> None:

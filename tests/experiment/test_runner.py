@@ -531,3 +531,110 @@ def test_images_that_do_not_fit_the_device_are_told_in_one_line(
     monkeypatch.setattr("cilnorm.experiment.assembly.Pixels", full)
     with pytest.raises(SpecError, match=r"^the images of blobs take 0\.0 GB, which cpu does not have$"):
         run(tiny(), tmp_path / "run", device="cpu", registry=registry)
+
+
+# Tasks of other sizes
+
+
+@pytest.mark.parametrize(
+    ("asked", "sizes"),
+    [
+        ({"first_classes": 4, "increment": 1}, [4, 1, 1]),
+        ({"first_classes": 4, "tasks": 2}, [4, 2]),
+        ({"task_classes": [1, 3, 2]}, [1, 3, 2]),
+        ({"first_classes": 2, "increment": 3, "stop_after": 2}, [2, 3]),
+    ],
+)
+def test_tasks_may_be_of_other_sizes(
+    asked: dict[str, Any], sizes: list[int], tiny: Tiny, registry: Registry, tmp_path: Path
+) -> None:
+    spec = tiny(norm="tbbn", epochs=1, **asked)
+    whole = run(spec, tmp_path / "whole", registry=registry, **CPU)
+    assert [event["classes"] for event in events(whole.folder, "task")] == sizes
+    assert events(whole.folder, "run")[0]["tasks"] == len(sizes) == len(whole.matrix)
+    with pytest.raises(Power):
+        run(spec, tmp_path / "halted", registry=registry, watch=[failing_at("epoch", 2)], **CPU)
+    resume(tmp_path / "halted", registry=registry, **CPU)
+    assert bits(tmp_path / "halted") == bits(whole.folder)
+
+
+@pytest.mark.parametrize("norm", ["tbbn", "tbbn+cn"])
+def test_a_run_tells_layers_how_many_classes_are_old_and_new(
+    norm: str, tiny: Tiny, registry: Registry, tmp_path: Path
+) -> None:
+    """The same rows in the same order: what is counted alone makes the difference, where tasks differ in size."""
+    common = {"norm": norm, "epochs": 1, "splits": "exact"}
+    unequal = {**common, "first_classes": 4, "increment": 1}
+    found = [
+        bits(run(tiny(**asked, unit=unit), tmp_path / f"{number} {unit}", registry=registry, **CPU).folder)["weights"]
+        for number, asked in enumerate((common, unequal))
+        for unit in ("tasks", "classes")
+    ]
+    assert found[0] == found[1]
+    assert found[2] != found[3]
+
+
+def test_a_list_of_tasks_must_hold_every_class(tiny: Tiny, registry: Registry, tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="task_classes are 5 in all, not 6; set classes=5 for fewer"):
+        run(tiny(task_classes=[3, 2]), tmp_path / "run", registry=registry, **CPU)
+    assert run(tiny(task_classes=[3, 2], classes=5, epochs=1), tmp_path / "run", registry=registry, **CPU).summary
+
+
+# Which exemplars, and how many
+
+
+def kept(folder: Path) -> list[int]:
+    """Exemplars of each class at the end."""
+    return [len(of_class) for of_class in torch.load(folder / "checkpoints" / "last.pt", weights_only=True)["memory"]]
+
+
+def test_exemplars_of_each_class_stay_as_many(tiny: Tiny, registry: Registry, tmp_path: Path) -> None:
+    whole = run(tiny(memory_per_class=5, epochs=1), tmp_path / "run", registry=registry, **CPU)
+    assert [event["memory"] for event in events(whole.folder, "accuracy")] == [10, 20, 30]
+    assert kept(whole.folder) == [5] * 6
+
+
+@pytest.mark.parametrize("rule", ["greedy", "icarl", "random", "closest", "reservoir"])
+def test_a_run_goes_on_with_the_same_exemplars_under_every_rule(
+    rule: str, tiny: Tiny, registry: Registry, tmp_path: Path
+) -> None:
+    spec = tiny(epochs=1, herding=rule)
+    whole = run(spec, tmp_path / "whole", registry=registry, **CPU)
+    with pytest.raises(Power):
+        run(spec, tmp_path / "halted", registry=registry, watch=[failing_at("epoch", 2)], **CPU)
+    resume(tmp_path / "halted", registry=registry, **CPU)
+    assert bits(tmp_path / "halted") == bits(whole.folder)
+    assert sum(kept(whole.folder)) == 24
+    assert (kept(whole.folder) == [4] * 6) == (rule != "reservoir")
+
+
+def test_rules_choose_other_exemplars(tiny: Tiny, registry: Registry, tmp_path: Path) -> None:
+    rules = ("greedy", "icarl", "random", "closest", "reservoir")
+    chosen = {
+        str(bits(run(tiny(epochs=1, herding=rule), tmp_path / rule, registry=registry, **CPU).folder)["memory"])
+        for rule in rules
+    }
+    assert len(chosen) == len(rules)
+
+
+@pytest.mark.parametrize("method", ["ft", "lucir"])
+@pytest.mark.parametrize("asked", [{"memory": 0}, {"memory_per_class": 0}])
+def test_a_method_that_can_learns_without_exemplars(
+    method: str, asked: dict[str, Any], tiny: Tiny, registry: Registry, tmp_path: Path
+) -> None:
+    spec = tiny(method=method, norm="tbbn", epochs=1, **asked)
+    whole = run(spec, tmp_path / "run", registry=registry, **CPU)
+    assert [event["memory"] for event in events(whole.folder, "accuracy")] == [0, 0, 0]
+    assert [event["steps"] for event in events(whole.folder, "epoch")] == [3, 3, 3]  # 48 images, 16 rows
+
+
+def test_a_method_that_needs_exemplars_says_so(tiny: Tiny, registry: Registry, tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=r"eeil needs exemplars, and memory is 0; ft, .*lucir.* can do without"):
+        run(tiny(method="eeil", memory=0), tmp_path / "run", registry=registry, **CPU)
+    with pytest.raises(SpecError, match=r"task 2, phase balanced: no batch of 16 rows can be filled from \[0\] images"):
+        run(tiny(method="lucir", memory=0, balanced_epochs=0.5), tmp_path / "run", registry=registry, **CPU)
+
+
+def test_a_balanced_phase_refuses_a_reservoir(tiny: Tiny, registry: Registry, tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="phase tail: herding: reservoir keeps different numbers of each class"):
+        run(tiny(method="two-phases", herding="reservoir"), tmp_path / "run", registry=registry, **CPU)

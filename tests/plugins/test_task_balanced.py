@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from cilnorm.batch import Composition, CompositionWarning, set_composition
+from cilnorm.telling import rows
 from cilnorm_norms.task_balanced import TaskBalancedBatchNorm2d, feasible_splits
 from tests import golden as gold
 
@@ -323,6 +324,72 @@ def test_state_is_that_of_batch_norm_whatever_was_told() -> None:
     assert layer.state_dict().keys() == plain.state_dict().keys()
     plain.load_state_dict(layer.state_dict(), strict=True)
     layer.load_state_dict(plain.state_dict(), strict=True)
+
+
+# What weighs the same as what, where tasks are of several sizes
+
+
+def past_to_current(layer: TaskBalancedBatchNorm2d, current: int, past: int, **told: object) -> float:
+    """The weight of all past rows in the mean, in units of that of all current ones."""
+    x = torch.cat([torch.zeros(current, 2, 3, 3), torch.ones(past, 2, 3, 3)])
+    x = x + 0.01 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    if told:
+        order = torch.randperm(len(x), generator=torch.Generator().manual_seed(1))
+        with rows(layer, past=(torch.arange(len(x)) >= current)[order], task=1, **told):  # type: ignore[arg-type]
+            layer(x[order])
+    else:
+        layer(x)
+    share = layer.running_mean.mean().item()  # type: ignore[union-attr]
+    return share / (1 - share)
+
+
+def layer_of(unit: str, splits: str = "exact") -> TaskBalancedBatchNorm2d:
+    return TaskBalancedBatchNorm2d(2, momentum=1.0, splits=splits, unit=unit)  # type: ignore[arg-type]
+
+
+B50_10 = Composition(48, 16, 1, (50, 10))
+
+
+def test_a_first_task_of_fifty_classes_is_one_task() -> None:
+    layer = layer_of("tasks")
+    layer.compose(B50_10)
+    assert past_to_current(layer, 48, 16) == pytest.approx(1, rel=0.02)  # fifty classes weigh as ten
+    assert feasible_splits(B50_10, "released") == feasible_splits(Composition(48, 16, 1), "released") == 2
+
+
+def test_counted_by_classes_every_class_weighs_the_same() -> None:
+    layer = layer_of("classes")
+    layer.compose(B50_10)
+    assert past_to_current(layer, 48, 16) == pytest.approx(5, rel=0.02)  # fifty to ten
+    assert past_to_current(layer_of("classes"), 37, 11, classes=(50, 10)) == pytest.approx(5, rel=0.02)
+    assert past_to_current(layer_of("tasks"), 37, 11, classes=(50, 10)) == pytest.approx(1, rel=0.02)
+    split = layer_of("classes", "released")
+    split.compose(B50_10)
+    assert split.plan is not None
+    assert split.plan.splits == 8  # r = 15 of 1, 2, 4, 8, 16
+
+
+@pytest.mark.parametrize("splits", ["released", "divisor", "exact", "auto"])
+def test_tasks_of_one_size_may_be_counted_either_way(splits: str) -> None:
+    x = torch.randn(64, 2, 4, 4, generator=torch.Generator().manual_seed(2))
+    for task in range(1, 10):
+        found = []
+        for unit in ("tasks", "classes"):
+            layer = layer_of(unit, splits)
+            layer.compose(Composition(48, 16, task, (10 * task, 10)))
+            found.append(layer(x))
+        assert torch.equal(*found), task
+
+
+def test_classes_can_not_be_counted_untold() -> None:
+    layer = layer_of("classes")
+    layer.compose(Composition(64, 0, 0))
+    with pytest.raises(ValueError, match="unit='classes' needs the numbers of old and new classes"):
+        layer.compose(Composition(48, 16, 1))
+    with pytest.raises(ValueError, match="needs the numbers of old and new classes"):
+        past_to_current(layer, 48, 16, labels=torch.zeros(64, dtype=torch.long))
+    with pytest.raises(ValueError, match="unit can't be 'rows'"):
+        layer_of("rows")
 
 
 def test_options_that_do_not_exist_are_refused() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from cilnorm.training.memory import HERDINGS, Memory, herd_greedy, herd_icarl, per_class
+from cilnorm.training.memory import HERDINGS, Draws, Memory, herd_greedy, herd_icarl, per_class
 from tests import golden as gold
 
 
@@ -135,3 +135,73 @@ def test_new_classes_are_chosen_among_their_own_images() -> None:
 def test_an_empty_memory_has_no_indices() -> None:
     assert len(Memory()) == 0
     assert Memory().indices.tolist() == []
+
+
+# The rules that herding is compared with
+
+
+def test_the_closest_are_those_nearest_to_the_mean_of_their_class() -> None:
+    features = features_of(3)[:15]
+    units = F.normalize(features.double(), dim=1)
+    distances = [(unit - units.mean(0)).norm().item() for unit in units]
+    nearest = sorted(range(15), key=lambda at: distances[at])
+    assert HERDINGS["closest"]([features], 6)[0].tolist() == nearest[:6]
+    assert HERDINGS["closest"]([torch.ones(5, 3)], 3)[0].tolist() == [0, 1, 2]
+
+
+def chosen_at_random(draws: Draws, count: int = 8, again: bool = False) -> Memory:
+    pools = [torch.arange(start, start + 15) for start in (0, 15)]
+    return Memory().collect(pools, _no_features, count, "random", again, draws)
+
+
+def _no_features(indices: Tensor) -> Tensor:
+    raise AssertionError("chance needs no embeddings")
+
+
+def test_random_exemplars_are_of_their_class_and_of_the_seed() -> None:
+    first, second = chosen_at_random(Draws(0)).exemplars
+    assert set(first.tolist()) <= set(range(15))
+    assert set(second.tolist()) <= set(range(15, 30))
+    assert len(first.unique()) == len(second.unique()) == 8
+    assert first.tolist() == chosen_at_random(Draws(0)).exemplars[0].tolist()
+    assert first.tolist() != chosen_at_random(Draws(1)).exemplars[0].tolist()
+    assert first.tolist() != (second - 15).tolist()
+    assert first[:3].tolist() == chosen_at_random(Draws(0), 3).exemplars[0].tolist()
+
+
+def test_every_image_is_as_likely_as_any_other_to_be_chosen_at_random() -> None:
+    found = torch.cat([chosen_at_random(Draws(seed), 5).exemplars[0] for seed in range(600)])
+    counts = found.bincount(minlength=15)
+    assert counts.sum() == 3000
+    assert ((counts - 200).abs() < 5 * 200**0.5).all()
+
+
+def reservoir(seed: int, sizes: tuple[int, ...] = (30, 10, 20), size: int = 12) -> Memory:
+    """After a task a size, each of one class; images are numbered through."""
+    memory, met = Memory(), 0
+    for task, count in enumerate(sizes):
+        memory, met = memory.fill([torch.arange(met, met + count)], size, met, Draws(seed, task)), met + count
+    return memory
+
+
+def test_a_reservoir_holds_what_fits_and_knows_its_classes() -> None:
+    assert [len(kept) for kept in reservoir(0, (5, 4), 12).exemplars] == [5, 4]
+    memory = reservoir(0)
+    assert len(memory) == len(memory.indices.unique()) == 12
+    for kept, (start, end) in zip(memory.exemplars, ((0, 30), (30, 40), (40, 60)), strict=True):
+        assert set(kept.tolist()) <= set(range(start, end))
+    assert memory.indices.tolist() == reservoir(0).indices.tolist() != reservoir(1).indices.tolist()
+
+
+def test_a_reservoir_keeps_every_image_with_the_same_probability_whenever_it_came_by() -> None:
+    counts = torch.cat([reservoir(seed).indices for seed in range(1500)]).bincount(minlength=60)
+    assert counts.sum() == 1500 * 12
+    assert ((counts - 300).abs() < 5 * 300**0.5).all()
+
+
+@pytest.mark.parametrize("herding", ["greedy", "icarl", "random", "closest"])
+def test_no_exemplars_are_none_of_each_class(herding: str) -> None:
+    pools = [torch.arange(15), torch.arange(15, 30)]
+    memory = Memory().collect(pools, _no_features, 0, herding, False)  # type: ignore[arg-type]
+    assert [len(kept) for kept in memory.exemplars] == [0, 0]
+    assert per_class(0, 10) == per_class(0, 10, "ceil") == 0

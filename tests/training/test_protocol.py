@@ -7,6 +7,7 @@ import re
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -314,3 +315,56 @@ def test_corrected_is_called_our_reading_and_never_the_papers_text() -> None:
         "our reading of the paper" in " ".join(text[ROOT / name].split())
         for name in ("README.md", "cilnorm/training/protocol.py")
     )
+
+
+# Tasks of other sizes
+
+
+@pytest.mark.parametrize(
+    ("tasks", "first", "increment", "expected"),
+    [
+        (6, 50, None, (50, *(10,) * 5)),  # B50-10
+        (11, 50, None, (50, *(5,) * 10)),  # B50-5
+        (10, 50, 10, (50, *(10,) * 5)),
+        (10, 50, 5, (50, *(5,) * 10)),
+        (10, 50, 25, (50, 25, 25)),
+        (10, None, 5, (5,) * 20),  # B0-20 in the terms of steps
+        (10, None, 10, (10,) * 10),
+        (10, None, 20, (20,) * 5),
+        (10, None, 30, (30, 30, 30, 10)),  # the last one brings what is left
+        (10, 50, 30, (50, 30, 20)),
+        (10, 100, 10, (100,)),
+        (1, 100, None, (100,)),
+    ],
+)
+def test_tasks_of_the_usual_protocols(
+    tasks: int, first: int | None, increment: int | None, expected: tuple[int, ...]
+) -> None:
+    assert task_sizes(100, tasks, first, increment) == expected
+
+
+@given(st.integers(1, 200), st.integers(1, 30), st.integers(1, 210), st.integers(1, 60))
+def test_task_sizes_with_a_larger_first_task_hold_every_class(
+    classes: int, tasks: int, first: int, increment: int
+) -> None:
+    if first > classes:
+        with pytest.raises(ValueError, match=f"a first task of {first} classes, but {classes} in all"):
+            task_sizes(classes, tasks, first, increment)
+        return
+    stepped = task_sizes(classes, tasks, first, increment)
+    assert sum(stepped) == classes
+    assert stepped[0] == first
+    assert all(size == increment for size in stepped[1:-1])
+    if tasks > 1 and classes - first >= tasks - 1:
+        shared = task_sizes(classes, tasks, first)
+        assert (sum(shared), len(shared), shared[0]) == (classes, tasks, first)
+        assert max(shared[1:]) - min(shared[1:]) <= 1
+    elif tasks <= classes and not (tasks == 1 and first == classes):
+        with pytest.raises(ValueError, match=f"a first task of {first} leaves {classes - first} of {classes} classes"):
+            task_sizes(classes, tasks, first)
+
+
+def test_class_order_1993_is_the_permutation_that_the_field_uses() -> None:
+    order = class_order(100, 1993)
+    assert order[:12] == [68, 56, 78, 8, 23, 84, 90, 65, 74, 76, 40, 89]
+    assert order == np.random.RandomState(1993).permutation(100).tolist()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Protocol
 
 import torch
@@ -25,8 +26,8 @@ class Rule(Protocol):
     """How batches are split; equal rules are equal and hash alike, since tables of them are kept."""
 
     @property
-    def task(self) -> int:
-        """Tasks learned before."""
+    def task(self) -> int | Fraction:
+        """Tasks learned before, or as many units."""
 
     def most(self, rows: int) -> int:
         """A bound on the splits of any batch of so many rows."""
@@ -126,7 +127,7 @@ def plan_rows(past: Tensor, rule: Rule, balanced: bool) -> RowPlanner:
 def _table(rule: Rule, rows: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """What the rule says of 0, 1, ... rows past rows, and r, where the mask is."""
     splits, weighs = zip(*(rule(rows - past, past) for past in range(rows + 1)), strict=True)
-    ratios = [rule.task * (rows - past) / max(past, 1) for past in range(rows + 1)]
+    ratios = [float(rule.task * (rows - past) / max(past, 1)) for past in range(rows + 1)]
     ratio = torch.tensor(ratios, dtype=torch.float64).to(device)
     return torch.tensor(splits, device=device), torch.tensor(weighs, device=device), ratio
 
