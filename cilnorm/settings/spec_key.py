@@ -15,6 +15,7 @@ __all__ = ["fingerprint", "renamed"]
 
 # Added since 0.1.0, by dotted key, each with the value at which a run is what it was.
 ADDED: dict[str, Any] = {
+    "residence": "auto",
     "method_options.measure_in_place": False,
     "augmentation.crop_size": None,
     "augmentation.test_size": None,
@@ -35,9 +36,12 @@ def fingerprint(spec: Mapping[str, Any]) -> str:
     """Twelve hexadecimal digits of a spec's plain values; those that 0.1.0 gave where it could have run the same."""
     mapping = dict(spec)
     for key, before in ADDED.items():
-        section, _, name = key.partition(".")
-        if mapping.get(section, {}).get(name, before) == before:
-            mapping[section] = {inner: value for inner, value in mapping.get(section, {}).items() if inner != name}
+        section, _, name = key.rpartition(".")
+        holder = dict(mapping.get(section, {})) if section else mapping
+        if holder.get(name, before) == before:
+            holder.pop(name, None)
+        if section:
+            mapping[section] = holder
     for section in SECTIONS:
         if not mapping.get(section):
             mapping.pop(section, None)
