@@ -15,10 +15,10 @@ __all__ = ["fingerprint", "renamed"]
 
 # Added since 0.1.0, by dotted key, each with the value at which a run is what it was.
 ADDED: dict[str, Any] = {
-    "residence": "auto",
     "method_options.measure_in_place": False,
     "augmentation.crop_size": None,
     "augmentation.test_size": None,
+    "residence": "auto",
     "statistics.freeze": "never",
     "statistics.freeze_affine": False,
     "statistics.precise": "never",
@@ -37,11 +37,11 @@ def fingerprint(spec: Mapping[str, Any]) -> str:
     mapping = dict(spec)
     for key, before in ADDED.items():
         section, _, name = key.rpartition(".")
-        holder = dict(mapping.get(section, {})) if section else mapping
-        if holder.get(name, before) == before:
-            holder.pop(name, None)
-        if section:
-            mapping[section] = holder
+        if not section:
+            if mapping.get(name, before) == before:
+                mapping.pop(name, None)
+        elif mapping.get(section, {}).get(name, before) == before:
+            mapping[section] = {inner: value for inner, value in mapping.get(section, {}).items() if inner != name}
     for section in SECTIONS:
         if not mapping.get(section):
             mapping.pop(section, None)
