@@ -30,6 +30,8 @@ class ImageSet:
         mean, std: per-channel statistics of images scaled to [0, 1].
         digest: SHA-256 of pixels and labels, hexadecimal.
         notice: a warning for the user; empty where there is none.
+        file: one that holds nothing but the pixels of all training images and then of all test images, if there is one;
+            what does not fit the device is read from it.
     """
 
     train_images: Tensor
@@ -41,6 +43,7 @@ class ImageSet:
     std: tuple[float, float, float]
     digest: str = ""
     notice: str = ""
+    file: Path | None = None
 
     @property
     def classes(self) -> int:

@@ -30,6 +30,7 @@ from cilnorm.training.memory import per_class
 from cilnorm.training.pixels import Augmentation
 from cilnorm.training.precision import Precision
 from cilnorm.training.protocol import PROTOCOLS, Protocol, task_sizes
+from cilnorm.training.streamed_images import Residence
 from cilnorm.values import SpecError, coerced
 
 __all__ = [
@@ -70,6 +71,9 @@ class Spec:
         train_per_class: use only so many training images of a class; None for all.
         precision, engine: see ``cilnorm.training.precision`` and ``cilnorm.training.fast_engines``; the engine
             decides the time alone.
+        residence: where images lie: whole on the ``device``; or ``stream``, in memory or on the disk, from where the
+            next batches are read; ``auto`` streams what would take more than half of the device's free memory. It
+            changes no number.
         statistics: what becomes of the norm's running statistics from task to task, if it has any.
         seed: of everything random.
         class_order: None: ``seed`` draws it, as in the released code; a seed of its own (1993: the permutation that
@@ -95,6 +99,7 @@ class Spec:
     train_per_class: int | None = None
     precision: Precision = "auto"
     engine: EngineName = "auto"
+    residence: Residence = "auto"
     seed: int = 0
     class_order: int | tuple[int, ...] | None = None
     method_options: Options = field(default_factory=dict)
@@ -192,7 +197,7 @@ class Spec:
         """Twelve hexadecimal digits that two specs share only if they ask for the same numbers."""
         unused = {} if self.increment is None and self.task_classes is None else {"tasks": 0}
         unused |= {} if self.memory_per_class is None else {"memory": 0}
-        return fingerprint({**to_mapping(self), "preset": "", "engine": "", **unused})
+        return fingerprint({**to_mapping(self), "preset": "", "engine": "", "residence": "auto", **unused})
 
 
 def resolve(

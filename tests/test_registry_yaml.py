@@ -8,11 +8,14 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from torch import nn
 
 from cilnorm.batch import Task
 from cilnorm.method import Schedule
 from cilnorm.registry import Registry, load
+from cilnorm.results.published import published
 from cilnorm.spec import SECTIONS, Settings, Spec, read_settings, resolve, to_mapping
 from cilnorm.training.pixels import Augmentation
 from tests.conftest import ROOT
@@ -123,3 +126,43 @@ def test_podnet_and_afc_may_run_as_their_authors_ran_them(method: str, shelves: 
     assert (second.epochs, second.lr, second.annealing) == (20, 0.05, "steps")
     for wanting in ("128", "50 classes", "20 exemplars a class"):
         assert wanting in read_settings().presets["cifar100-podnet"]["about"]
+
+
+@pytest.mark.parametrize("method", ["ft", "eeil", "lucir", "podnet", "ssil", "afc"])
+def test_imagenet100_is_what_was_published(method: str, shelves: Registry) -> None:
+    """As far as it is known; which 100 classes they were is not."""
+    spec = resolve("imagenet100", shelves, method=method, protocol="released")
+    found = published(spec, method, "bn", shelves)
+    assert set(found.values) == {"A_f", "A_a", "F", "A_l"}
+    assert found.note.startswith("its dataset")
+    later = 50 if method in ("podnet", "afc") else 40
+    rates = [spec.schedule.rate(epoch) / spec.schedule.lr for epoch in (0, later)]
+    assert rates[0] == 1 > rates[1]
+
+
+@pytest.mark.parametrize("preset", ["imagenet100-1993", "imagenet100-podnet", "tiny-imagenet", "mini-imagenet"])
+def test_methods_weigh_their_terms_on_photographs_as_their_authors_do(preset: str, shelves: Registry) -> None:
+    lucir, podnet, afc = (resolve(preset, shelves, method=m).method_options for m in ("lucir", "podnet", "afc"))
+    assert lucir["less_forget"] == 10
+    assert (podnet["spatial"], podnet["flat"]) == (8, 10)
+    assert afc["consolidation"] == 10
+
+
+@pytest.mark.parametrize(
+    ("preset", "rows", "epochs", "stem", "given"),
+    [
+        ("imagenet100", 64, 100, 56, 224),
+        ("imagenet100-1993", 128, 90, 56, 224),
+        ("imagenet100-podnet", 64, 90, 112, 224),
+        ("tiny-imagenet", 64, 100, 32, 64),
+        ("mini-imagenet", 64, 100, 42, 84),
+    ],
+)
+def test_presets_of_photographs(preset: str, rows: int, epochs: int, stem: int, given: int, shelves: Registry) -> None:
+    """Rows of a batch, epochs, side of the first stage's map, which tells the stem, and what the network is given."""
+    spec = resolve(preset, shelves)
+    assert (sum(spec.rows), spec.schedule.epochs) == (rows, epochs)
+    net = shelves.backbones[spec.backbone].build(nn.BatchNorm2d, **spec.backbone_options)
+    with torch.no_grad():
+        maps = net(torch.zeros(1, 3, given, given))[1]
+    assert maps[0].shape[2] == stem

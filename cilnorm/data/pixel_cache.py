@@ -271,6 +271,7 @@ class _ImageCache:
             std=files.std,
             digest=_digest(index["sha256"], train_labels, test_labels),
             notice="; ".join(filter(None, notices)),
+            file=self.place / PIXELS,
         )
 
 
@@ -292,10 +293,15 @@ def _hashes(path: Path, block: int, which: Sequence[int] | None = None) -> list[
     """SHA-256 of blocks of a file, all of them by default, several at a time."""
     if not path.stat().st_size:
         return []
-    raw = np.memmap(path, np.uint8, "r")
-    which = range(-(-len(raw) // block)) if which is None else which
+
+    def one(at: int) -> str:
+        with path.open("rb", buffering=0) as file:  # not through a map, whose pages count as the process's memory
+            file.seek(at * block)
+            return hashlib.sha256(file.read(block)).hexdigest()
+
+    which = range(-(-path.stat().st_size // block)) if which is None else which
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        return list(pool.map(lambda at: hashlib.sha256(raw[at * block : (at + 1) * block].data).hexdigest(), which))
+        return list(pool.map(one, which))
 
 
 @contextmanager

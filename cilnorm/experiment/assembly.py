@@ -8,11 +8,12 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cilnorm.batch import CompositionAware, CompositionWarning, Task
 from cilnorm.data.pixel_cache import image_set
-from cilnorm.images import ImageSet
+from cilnorm.files import in_words
+from cilnorm.images import DatasetError, ImageSet
 from cilnorm.method import Method
 from cilnorm.network import Network
 from cilnorm.norms import finish_norms
@@ -23,6 +24,7 @@ from cilnorm.training.fast_engines import engine_class
 from cilnorm.training.pixels import Augmentation, Pixels
 from cilnorm.training.protocol import Stream, class_order
 from cilnorm.training.randomness import initial_weights
+from cilnorm.training.streamed_images import StreamedImages, fits
 
 __all__ = ["Assembly", "assemble", "pick_device"]
 
@@ -32,7 +34,7 @@ class Assembly:
     """The parts of a run.
 
     Attributes:
-        train, test: images on the device.
+        train, test: images, handed out on the device.
         order: the source's labels in the order of learning.
         images: where the pixels came from, for its names and digest.
     """
@@ -49,6 +51,11 @@ class Assembly:
     def tasks(self, spec: Spec) -> tuple[Task, ...]:
         """Those that the run learns."""
         return self.stream.tasks[: spec.stop_after]
+
+    def close(self) -> None:
+        """Ends the threads that read images, if there are any."""
+        self.train.close()
+        self.test.close()
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -138,16 +145,27 @@ def assemble(spec: Spec, registry: Registry, device: torch.device, data_root: Pa
 
 
 def _pixels(spec: Spec, images: ImageSet, device: torch.device) -> tuple[Pixels, Pixels]:
-    """The training and test images on the device; test images are resized and cut, not augmented."""
+    """The training and test images on the device, or read from elsewhere; test images are resized and cut alone."""
     sizes_alone = Augmentation(crop_size=spec.augmentation.crop_size, test_size=spec.augmentation.test_size)
+    taken = images.train_images.nbytes + images.test_images.nbytes
+    streamed = spec.residence == "stream" or (spec.residence == "auto" and not fits(taken, device))
+
+    def there(split: Tensor, start: int) -> Tensor | StreamedImages:
+        return StreamedImages(split, device, images.file, start) if streamed else split.to(device)
+
     try:
-        train = Pixels(images.train_images.to(device), images.mean, images.std, spec.augmentation)
-        return train, Pixels(images.test_images.to(device), images.mean, images.std, sizes_alone)
+        train = Pixels(there(images.train_images, 0), images.mean, images.std, spec.augmentation)
+        test = there(images.test_images, images.train_images.nbytes)
+        return train, Pixels(test, images.mean, images.std, sizes_alone)
     except ValueError as error:
         raise SpecError(str(error)) from error
     except torch.OutOfMemoryError as error:
-        taken = (images.train_images.nbytes + images.test_images.nbytes) / 1e9
-        raise SpecError(f"the images of {spec.dataset} take {taken:.1f} GB, which {device} does not have") from error
+        raise SpecError(
+            f"the images of {spec.dataset} take {taken / 1e9:.1f} GB, which {device} does not have;"
+            " --set residence=stream reads them when they are needed"
+        ) from error
+    except OSError as error:
+        raise DatasetError(in_words(error)) from error
 
 
 def _check_statistics(spec: Spec, backbone: nn.Module) -> None:

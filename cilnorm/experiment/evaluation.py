@@ -25,8 +25,7 @@ def _in_batches(
     """(embedding, logits) of the images as they are, or left to right, network in evaluation mode."""
     net.eval()
     with torch.no_grad():
-        for some in indices.split(EVALUATION_ROWS):
-            images = pixels.clean(some)
+        for images in pixels.clean_parts(indices.split(EVALUATION_ROWS)):
             out = net(images.flip(3) if mirrored else images)
             yield out.embedding, out.logits
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -70,8 +71,9 @@ def _count(spec: Spec, rows: Tensor) -> int:
 def _batches(spec: Spec, parts: Assembly, rows: Tensor, task: Task) -> Iterator[Tensor]:
     """Augmented images of the rows, batch by batch."""
     views = parts.train.draw(len(rows), generator(spec.seed, "precise augmentation", task.index))
-    for part in torch.arange(len(rows)).tensor_split(_count(spec, rows)):
-        yield parts.train.augmented(rows[part].to(parts.device), views[part].to(parts.device))
+    places = torch.arange(len(rows)).tensor_split(_count(spec, rows))
+    for part, images in zip(places, parts.train.read([rows[part] for part in places]), strict=True):
+        yield parts.train.seen(images, views[part].to(parts.device))
 
 
 def precise(
@@ -97,15 +99,15 @@ def precise(
     """
     registry = registry or registries.load()
     spec = RunFolder(folder).read_spec(registry)
-    parts = assemble(spec, registry, pick_device(device), data_root)
-    tasks = parts.tasks(spec)
-    saved = Checkpoints(RunFolder(folder).checkpoints, {"spec": spec.key, "images": parts.images.digest})
-    state, _ = saved.read(parts.net, parts.stream.tasks, only_look=True)
-    if state.task < len(tasks):
-        raise FolderError(f"{folder} is not finished; `cilnorm resume {folder}` goes on")
-    accuracy = {"before": measure_accuracy(spec, parts, tasks[-1])[0]}
-    measure_anew(spec, parts, state.memory, tasks[-1])
-    accuracy["after"] = measure_accuracy(spec, parts, tasks[-1])[0]
+    with closing(assemble(spec, registry, pick_device(device), data_root)) as parts:
+        tasks = parts.tasks(spec)
+        saved = Checkpoints(RunFolder(folder).checkpoints, {"spec": spec.key, "images": parts.images.digest})
+        state, _ = saved.read(parts.net, parts.stream.tasks, only_look=True)
+        if state.task < len(tasks):
+            raise FolderError(f"{folder} is not finished; `cilnorm resume {folder}` goes on")
+        accuracy = {"before": measure_accuracy(spec, parts, tasks[-1])[0]}
+        measure_anew(spec, parts, state.memory, tasks[-1])
+        accuracy["after"] = measure_accuracy(spec, parts, tasks[-1])[0]
     for name, row in accuracy.items():
         tell(f"{name:>6}: {sum(row) / len(row):6.2f} % on all tasks, {row[-1]:6.2f} on the newest")
     out = out or folder / "probes"

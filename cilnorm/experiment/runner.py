@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -139,7 +140,7 @@ def _rest(context: RunContext, folder: RunFolder, spec: Spec, parts: Assembly) -
     if warning:
         tell(Warned(warning))
     run = _Run(spec, parts, state, folder, tell, context.stops)
-    with matmul_precision(_precision(run)):
+    with closing(parts), matmul_precision(_precision(run)):
         return _learn(run, context.registry)
 
 

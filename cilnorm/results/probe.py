@@ -20,6 +20,7 @@ import io
 import json
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -101,22 +102,22 @@ def bn_bias(
             pass
     except OSError as error:
         raise FolderError(f"can't write {out}: {error.strerror or error}; give --out another folder") from error
-    parts = assemble(spec, registry, pick_device(device), data_root)
-    tasks = parts.tasks(spec)
-    saved = Checkpoints.of(RunFolder(folder).checkpoints, spec, parts.images.digest)
-    if saved.read(parts.net, parts.stream.tasks, only_look=True)[0].task < len(tasks):
-        raise FolderError(f"{folder} is not finished; `cilnorm resume {folder}` goes on")
-    lr = spec.schedule.lr / 10 if lr is None else lr
-    work = _Work(spec, replace(parts, net=parts.net.eval()), tasks, registry)
-    accuracy = {"before": measure_accuracy(spec, parts, tasks[-1])[0]}
-    tell(_line("before", accuracy["before"]))
-    for variant in VARIANTS:
-        if variant != "affine" and not work.keeps_averages:
-            continue
-        net = work.retuned(variant, epochs, lr)
-        accuracy[variant] = measure_accuracy(spec, replace(parts, net=net), tasks[-1])[0]
-        tell(_line(variant, accuracy[variant]))
-    layers = work.layers() if work.keeps_averages else []
+    with closing(assemble(spec, registry, pick_device(device), data_root)) as parts:
+        tasks = parts.tasks(spec)
+        saved = Checkpoints.of(RunFolder(folder).checkpoints, spec, parts.images.digest)
+        if saved.read(parts.net, parts.stream.tasks, only_look=True)[0].task < len(tasks):
+            raise FolderError(f"{folder} is not finished; `cilnorm resume {folder}` goes on")
+        lr = spec.schedule.lr / 10 if lr is None else lr
+        work = _Work(spec, replace(parts, net=parts.net.eval()), tasks, registry)
+        accuracy = {"before": measure_accuracy(spec, parts, tasks[-1])[0]}
+        tell(_line("before", accuracy["before"]))
+        for variant in VARIANTS:
+            if variant != "affine" and not work.keeps_averages:
+                continue
+            net = work.retuned(variant, epochs, lr)
+            accuracy[variant] = measure_accuracy(spec, replace(parts, net=net), tasks[-1])[0]
+            tell(_line(variant, accuracy[variant]))
+        layers = work.layers() if work.keeps_averages else []
     settings = {"epochs": epochs, "lr": lr, "momentum": spec.schedule.momentum, "norm": spec.norm, "seed": spec.seed}
     probe = Probe(accuracy, layers, settings)
     _write(probe, out, f"{spec.method} x {spec.norm}, seed {spec.seed}")

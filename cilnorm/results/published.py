@@ -24,7 +24,7 @@ from cilnorm.training.protocol import Protocol
 
 __all__ = ["Reference", "published"]
 
-NO_CONDITION = {"preset", "seed", "precision", "engine", "method", "norm"}
+NO_CONDITION = {"preset", "seed", "precision", "engine", "residence", "method", "norm"}
 LISTED = 8  # differences that a note names
 
 

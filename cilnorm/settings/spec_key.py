@@ -26,6 +26,7 @@ ADDED: dict[str, Any] = {
     "schedule.first_weight_decay": None,
     "augmentation.crop_size": None,
     "augmentation.test_size": None,
+    "residence": "auto",
     "statistics.freeze": "never",
     "statistics.freeze_affine": False,
     "statistics.precise": "never",

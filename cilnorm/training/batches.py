@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import repeat
 
 import torch
 from torch import Tensor
@@ -20,10 +21,13 @@ class EpochBatches:
     """An epoch's batches, none of them made yet.
 
     Attributes:
-        pixels: the images, on the device.
-        indices, targets: (steps, rows), there too.
-        views: how each image is looked at, (steps, rows).
+        pixels: the images.
+        indices: (steps, rows), on the device, or on the CPU if the images are streamed.
+        targets: (steps, rows), on the device.
+        views: how each image is looked at, (steps, rows), there too.
         composition: of every batch.
+        staged: (rows, 3, H, W) uint8, if the images are streamed and this epoch is a copy for a captured step: the
+            next step's images, which lie at one address so.
     """
 
     pixels: Pixels
@@ -31,12 +35,18 @@ class EpochBatches:
     targets: Tensor
     views: Views
     composition: Composition
+    staged: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def __iter__(self) -> Iterator[Batch]:
-        return (self.batch(step) for step in range(len(self)))
+        return self.batches()
+
+    def batches(self, first: int = 0) -> Iterator[Batch]:
+        """The batches from step ``first`` on; streamed images are read while the batch before them is used."""
+        for step, images in enumerate(self.pixels.read(self.indices[first:].unbind()), first):
+            yield self._batch(step, images)
 
     def batch(self, step: int | Tensor) -> Batch:
         """A step's batch, augmented.
@@ -44,23 +54,36 @@ class EpochBatches:
         Args:
             step: its number; or a tensor (1,) on the device that holds it, which is not read back from there.
         """
+        return self._batch(step, self.pixels.images[_row(self.indices, step)] if self.staged is None else self.staged)
 
-        def row(plan: Tensor) -> Tensor:
-            return plan.index_select(0, step)[0] if isinstance(step, Tensor) else plan[step]
-
-        images = self.pixels.augmented(row(self.indices), self.views.each(row))
-        return Batch(images, row(self.targets), self.composition)
+    def _batch(self, step: int | Tensor, images: Tensor) -> Batch:
+        views = self.views.each(lambda plan: _row(plan, step))
+        return Batch(self.pixels.seen(images, views), _row(self.targets, step), self.composition)
 
     def clone(self) -> EpochBatches:
-        """The same epoch in memory of its own; the pixels are shared."""
+        """The same epoch in memory of its own; the pixels are shared, but for the first step's where streamed."""
         views = self.views.each(torch.clone)
-        return EpochBatches(self.pixels, self.indices.clone(), self.targets.clone(), views, self.composition)
+        staged = self.pixels.images[self.indices[0]].clone() if self.pixels.streamed else None
+        return EpochBatches(self.pixels, self.indices.clone(), self.targets.clone(), views, self.composition, staged)
 
     def copy_(self, other: EpochBatches) -> None:
         """Takes over another epoch of as many steps and rows, in the same memory."""
         self.indices.copy_(other.indices)
         self.targets.copy_(other.targets)
         self.views.copy_(other.views)
+
+    def stage(self, other: EpochBatches, first: int) -> Iterator[None]:
+        """Step after step of another epoch, from ``first`` on: where images are streamed, those of the step are put
+        into ``staged``; where they are not, nothing is to be done."""
+        if self.staged is None:
+            yield from repeat(None, len(other) - first)
+        else:
+            for _ in self.pixels.read(other.indices[first:].unbind(), self.staged):
+                yield
+
+
+def _row(plan: Tensor, step: int | Tensor) -> Tensor:
+    return plan.index_select(0, step)[0] if isinstance(step, Tensor) else plan[step]
 
 
 def draw_batches(plan: EpochPlan, pixels: Pixels, targets: Tensor, generator: torch.Generator) -> EpochBatches:
@@ -71,6 +94,7 @@ def draw_batches(plan: EpochPlan, pixels: Pixels, targets: Tensor, generator: to
     Args:
         targets: of every image of ``pixels``.
     """
-    device = pixels.images.device
+    device = pixels.device
     views = pixels.draw(int(plan.draws.max()) + 1, generator)[plan.draws].to(device)
-    return EpochBatches(pixels, plan.indices.to(device), targets[plan.indices].to(device), views, plan.composition)
+    indices = plan.indices if pixels.streamed else plan.indices.to(device)
+    return EpochBatches(pixels, indices, targets[plan.indices].to(device), views, plan.composition)

@@ -109,7 +109,7 @@ class Engine:
 
     def epoch(self, feed: EpochBatches, first: int = 0) -> Iterator[None]:
         """An update a batch, from batch ``first`` on; stops after each for whoever counts them."""
-        for batch in map(feed.batch, range(first, len(feed))):
+        for batch in feed.batches(first):
             self.net.observe(batch.composition)
             self.step(batch)
             yield

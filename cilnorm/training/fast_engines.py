@@ -73,16 +73,19 @@ class _Recording:
     at: Tensor
     replay: Callable[[], Any]
 
-    def load(self, feed: EpochBatches, first: int) -> None:
+    def load(self, feed: EpochBatches, first: int) -> Iterator[None]:
+        """Takes over an epoch; each time that it yields, the graph may be replayed for the next step."""
         self.feed.copy_(feed)
         self.at.fill_(first)
+        yield from self.feed.stage(feed, first)
 
 
 class CapturedEngine(Engine):
     """Replays one CUDA graph a step: augmentation, teacher, forward, loss, backward, clipping and update.
 
     A graph belongs to a composition and to the shape of an epoch, and to the phase, since every phase has its own
-    engine. The graph reads the epoch from its own buffers and counts the steps itself, so a step is one launch.
+    engine. The graph reads the epoch from its own buffers and counts the steps itself, so a step is one launch; where
+    images are streamed, a copy into the buffer that holds the step's images comes before it.
     """
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
@@ -95,8 +98,7 @@ class CapturedEngine(Engine):
         if recording is None:
             yield from super().epoch(feed, first)
             return
-        recording.load(feed, first)
-        for _ in range(first, len(feed)):
+        for _ in recording.load(feed, first):
             self.draw_noise()
             recording.replay()
             yield

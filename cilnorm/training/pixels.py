@@ -1,4 +1,4 @@
-"""Images held whole on the device, and augmentation there, batch by batch.
+"""Images as the network is given them: cut, resized, mirrored and normalised on the device, batch by batch.
 
 Padding, cropping, resizing and flipping are linear in the pixels and separable, so an augmented image is
 ``rows @ image @ columns.T`` with two small matrices an image. One code path serves every crop, with the antialiasing
@@ -8,12 +8,14 @@ that torchvision applies to PIL images, and no Python runs per image.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
+
+from cilnorm.training.streamed_images import StreamedImages
 
 __all__ = ["Augmentation", "Pixels", "Views"]
 
@@ -159,10 +161,10 @@ def resampling(start: Tensor, length: Tensor, size: int, pad: int, given: int | 
 
 
 class Pixels:
-    """Images of one split, resident on a device, handed out as normalised float batches.
+    """Images of one split, handed out on a device as normalised float batches.
 
     Args:
-        images: (N, 3, H, W) uint8.
+        images: (N, 3, H, W) uint8, on that device; or those that are read from elsewhere when they are needed.
         mean, std: per channel, of images scaled to [0, 1].
         augmentation: what ``augmented`` does; ``clean`` knows its sizes.
         channels_last: memory layout of the batches; convolutions on the CPU run up to twice as fast with it.
@@ -173,7 +175,7 @@ class Pixels:
 
     def __init__(
         self,
-        images: Tensor,
+        images: Tensor | StreamedImages,
         mean: tuple[float, ...],
         std: tuple[float, ...],
         augmentation: Augmentation,
@@ -195,6 +197,16 @@ class Pixels:
         return resampling(whole[:1], whole[1:], side, 0, resized)[:, first : first + given]
 
     @property
+    def device(self) -> torch.device:
+        """Where batches are."""
+        return self.images.device
+
+    @property
+    def streamed(self) -> bool:
+        """Whether the images are elsewhere."""
+        return isinstance(self.images, StreamedImages)
+
+    @property
     def shape(self) -> tuple[int, int, int]:
         """Channels, height and width of the images that are handed out."""
         channels, height, width = self.images.shape[1:]
@@ -204,9 +216,31 @@ class Pixels:
         """Views for ``count`` images."""
         return self.augmentation.draw(count, (self.images.shape[2], self.images.shape[3]), generator)
 
+    def close(self) -> None:
+        """Ends the thread that reads images, if there is one."""
+        if isinstance(self.images, StreamedImages):
+            self.images.close()
+
+    def read(self, parts: Sequence[Tensor], into: Tensor | None = None) -> Iterator[Tensor]:
+        """The images (n, 3, H, W) uint8 of each part, a tensor of indices; they are valid until the next are asked for.
+
+        Args:
+            into: a tensor of as many images, which takes each part in turn if they are read from elsewhere.
+        """
+        if isinstance(self.images, StreamedImages):
+            return self.images.read(parts, into)
+        return (self.images[part.to(self.device)] for part in parts)
+
     def clean(self, indices: Tensor) -> Tensor:
         """The images (n, 3, H, W) as they are, or their centre (n, 3, crop_size, crop_size), normalised."""
-        pixels = self.images[indices].float() / 255
+        return self._clean(self.images[indices])
+
+    def clean_parts(self, parts: Sequence[Tensor]) -> Iterator[Tensor]:
+        """``clean`` of each part, a tensor of indices."""
+        return map(self._clean, self.read(parts))
+
+    def _clean(self, images: Tensor) -> Tensor:
+        pixels = images.float() / 255
         if self._centre is not None:
             rows, columns = self._centre
             pixels = rows.unsqueeze(1) @ pixels @ columns.transpose(1, 2).unsqueeze(1)
@@ -214,9 +248,13 @@ class Pixels:
 
     def augmented(self, indices: Tensor, views: Views) -> Tensor:
         """The images (n, 3, H, W) as ``views`` sees them, H and W being crop_size where it is set, normalised."""
+        return self.seen(self.images[indices], views)
+
+    def seen(self, images: Tensor, views: Views) -> Tensor:
+        """``augmented`` of images (n, 3, H, W) uint8 that were read before."""
         height, width = self.images.shape[2:]
         given = self.augmentation.given((height, width))
-        pixels = self.images[indices].float() / 255
+        pixels = images.float() / 255
         rows = resampling(views.top, views.height, height, self.augmentation.pad, given[0])
         columns = resampling(views.left, views.width, width, self.augmentation.pad, given[1])
         columns = torch.where(views.flip.view(-1, 1, 1), columns.flip(1), columns)

@@ -529,7 +529,10 @@ def test_images_that_do_not_fit_the_device_are_told_in_one_line(
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr("cilnorm.experiment.assembly.Pixels", full)
-    with pytest.raises(SpecError, match=r"^the images of blobs take 0\.0 GB, which cpu does not have$"):
+    with pytest.raises(
+        SpecError,
+        match=r"^the images of blobs take 0\.0 GB, which cpu does not have; --set residence=stream reads them",
+    ):
         run(tiny(), tmp_path / "run", device="cpu", registry=registry)
 
 
