@@ -55,7 +55,7 @@ class ExpandableBackbone(nn.Module):
         if start == "copy":
             new.load_state_dict(last.state_dict())
         new.to(next(last.parameters()))
-        return new.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+        return new.to(memory_format=torch.channels_last)
 
     def choose(self, used: Sequence[int], learning: int) -> None:
         """Which extractors a pass goes through, and which of them learns."""

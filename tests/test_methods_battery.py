@@ -31,7 +31,7 @@ from tests import fake
 pytestmark = pytest.mark.slow
 
 STORED = Path(__file__).parent / "assets" / "first_losses.json"
-METHODS = ("ft", "eeil", "lucir", "podnet", "ssil", "afc", "der", "two-phases")
+METHODS = ("ft", "eeil", "lucir", "podnet", "ssil", "afc", "der", "foster", "two-phases")
 NORMS = ("bn", "tbbn", "cn", "gn")
 PRESET = {
     "method": "ft",
@@ -53,6 +53,7 @@ TERMS = {
     "ssil": {"main": ["separated-ce", "taskwise-distill"]},
     "afc": {"main": ["nca", "importance-weighted"], "balanced": ["nca", "importance-weighted"]},
     "der": {"main": ["ce", "auxiliary"], "classifier": ["ce"]},
+    "foster": {"boosting": ["ce", "feature-ce", "distill"], "compression": ["balanced-distill"]},
     "two-phases": {"main": ["ce", "distil"], "tail": ["ce", "distil"]},
 }
 
@@ -209,7 +210,7 @@ def test_the_balanced_phase_is_balanced_and_the_main_phase_is_not(cell: Cell) ->
 
 def first_losses(visits: list[Visit]) -> list[dict[str, float]]:
     """The terms of the first step of each task."""
-    return [visit.terms[0] for visit in visits if visit.phase.name == "main"]
+    return [next(visit.terms[0] for visit in visits if visit.task == task) for task in (0, 1)]
 
 
 def test_first_losses_are_those_that_are_stored(cell: Cell) -> None:
@@ -232,7 +233,7 @@ def test_a_backbone_in_evaluation_mode_keeps_its_statistics(registry: Registry, 
 @pytest.mark.parametrize("method", METHODS)
 def test_an_interrupted_run_ends_with_the_same_bits(registry: Registry, method: str, tmp_path: Path) -> None:
     """Stopped in the first epoch's middle of the second task's last phase: schedule, rows, teacher, importances."""
-    asked: dict[str, Any] = {} if method in ("ft", "ssil", "two-phases") else {"balanced_epochs": 1.0}
+    asked: dict[str, Any] = {} if method in ("ft", "ssil", "foster", "two-phases") else {"balanced_epochs": 1.0}
     asked |= {"gradient_noise": 0.01} if method == "eeil" else {}
     spec = resolve(
         "battery", registry, Settings({"battery": PRESET}, {}), method=method, norm="tbbn", epochs=2, **asked

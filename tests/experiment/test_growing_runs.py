@@ -25,7 +25,7 @@ from tests.training.test_engine import Remembered
 pytestmark = pytest.mark.slow
 
 Tiny = Callable[..., Spec]
-METHODS = ("der",)
+METHODS = ("der", "foster")
 ENGINE = "cilnorm.experiment.runner.engine_class"
 
 
