@@ -46,7 +46,7 @@ def stream(root: Path | None, norm: str, backbone: str) -> Any:
     spec = resolve("cifar100", registry, method="ft", norm=norm, backbone=backbone, **data)
     parts = assemble(spec, registry, torch.device("cpu"), root)
     for task in parts.stream.tasks:
-        parts.net.head.grow(task.new)
+        parts.net.grow(task.new)
     memory = torch.cat([rows[:20] for task in parts.stream.tasks[:-1] for rows in parts.stream.by_class(task)])
     return spec, parts, memory
 

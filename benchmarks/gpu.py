@@ -114,7 +114,7 @@ def cell(size: Size, method: str, norm: str) -> Cell:
     parts = assemble(spec, registry, torch.device(size.device), size.root)
     *earlier, last = parts.stream.tasks
     for task in earlier:
-        parts.net.head.grow(task.new)
+        parts.net.grow(task.new)
     parts.net.to(parts.device)
     before = Composition(sum(spec.rows), 0, earlier[-1].index)
     indices = parts.stream.train(earlier[-1])[: before.rows]
@@ -123,7 +123,7 @@ def cell(size: Size, method: str, norm: str) -> Cell:
     )
     seen = draw_batches(plan, parts.train, parts.stream.targets, generator(0, "views"))
     past = parts.method.remember(parts.net, earlier[-1], lambda: seen)
-    parts.net.head.grow(last.new)
+    parts.net.grow(last.new)
     parts.net.to(parts.device)
     memory = torch.cat([rows[:20] for task in earlier for rows in parts.stream.by_class(task)])
     return Cell(spec, parts, past, memory)

@@ -22,7 +22,6 @@ from benchmarks.norms import Run, seconds, time_ratio
 from cilnorm import registry as registries
 from cilnorm.batch import Batch, Composition, Task
 from cilnorm.method import Method, Schedule
-from cilnorm.network import Network
 from cilnorm.registry import Registry
 from cilnorm.training.engine import Engine
 from cilnorm.training.memory import HERDINGS
@@ -40,14 +39,15 @@ def some_batch(device: str) -> Batch:
 def engine(method: Method, registry: Registry, backbone: str, norm: str, device: str) -> Engine:
     """A method in the main phase of its tenth task."""
     torch.manual_seed(0)
-    body = registry.backbones[backbone].build(registry.norms[norm].build, signed_embedding=method.signed_embedding)
-    net = Network(body, method.head(body.dim)).to(device, memory_format=torch.channels_last)
+    build = registry.backbones[backbone].build
+    net = method.network(lambda: build(registry.norms[norm].build, signed_embedding=method.signed_embedding))
+    net = net.to(device, memory_format=torch.channels_last)
     for index in range(9):
-        net.head.grow(SIZES[index])
+        net.grow(SIZES[index])
     past = method.remember(net.to(device), Task(8, SIZES), lambda: [earlier(device)])
-    method.grow(net, Task(9, SIZES), lambda: [torch.randn(20, body.dim, device=device) for _ in range(10)])
+    method.grow(net, Task(9, SIZES), lambda: [torch.randn(20, net.head.dim, device=device) for _ in range(10)])
     net.to(device).observe(COMPOSITION)
-    task = Task(9, SIZES)
+    task = Task(9, SIZES, (20,) * 90 + (500,) * 10)
     made = Engine(net, method, task, method.phases(task)[0], Schedule(lr=1e-6, momentum=0.9), past)
     made.start_epoch(0)
     return made

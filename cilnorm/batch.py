@@ -9,12 +9,24 @@ import functools
 import itertools
 import warnings
 from dataclasses import dataclass, field
+from typing import Literal
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Batch", "Composition", "CompositionAware", "CompositionWarning", "Task", "set_composition"]
+__all__ = [
+    "Batch",
+    "Composition",
+    "CompositionAware",
+    "CompositionWarning",
+    "Role",
+    "Task",
+    "modules_within",
+    "set_composition",
+]
+
+Role = Literal["learning", "frozen", "idle"]
 
 
 @dataclass(frozen=True)
@@ -62,10 +74,13 @@ class Task:
     Attributes:
         index: tasks learned before this one.
         sizes: classes of every task of the sequence.
+        images: what the task is trained on: the number of images of each seen class, stored ones of old classes; empty
+            where nobody counted.
     """
 
     index: int
     sizes: tuple[int, ...]
+    images: tuple[int, ...] = ()
 
     @property
     def old(self) -> int:
@@ -136,8 +151,23 @@ class CompositionAware(nn.Module):
         raise NotImplementedError
 
 
+def modules_within(model: nn.Module, *roles: Role) -> list[nn.Module]:
+    """As ``model.modules()``, in a tenth of the time, without parts of another role than these.
+
+    A part has a role where somebody gave it an attribute ``role``; without one it learns. What is ``frozen`` is used
+    and learns no more; what is ``idle`` is not used either. See ``cilnorm.growing``.
+    """
+    found, waiting = {}, [model]
+    while waiting:
+        module = waiting.pop()
+        if id(module) not in found and module.__dict__.get("role", "learning") in roles:
+            found[id(module)] = module
+            waiting += [child for child in reversed(module._modules.values()) if child is not None]
+    return list(found.values())
+
+
 def set_composition(model: nn.Module, composition: Composition, *, expect_listeners: bool = True) -> None:
-    """Tells every composition-aware module inside ``model``, as ``model.train()`` tells the mode.
+    """Tells every composition-aware module inside ``model``, as ``model.train()`` tells the mode; but frozen parts.
 
     Args:
         expect_listeners: whether a model without such a module is worth a warning.
@@ -145,7 +175,7 @@ def set_composition(model: nn.Module, composition: Composition, *, expect_listen
     Warns:
         CompositionWarning: once a model and reason: nobody listens, or a layer can't balance such batches.
     """
-    listeners = [module for module in model.modules() if isinstance(module, CompositionAware)]
+    listeners = [module for module in modules_within(model, "learning") if isinstance(module, CompositionAware)]
     for listener in listeners:
         listener.compose(composition)
     if expect_listeners and not listeners:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["Cosine", "Head", "Linear", "Proxies"]
+__all__ = ["Cosine", "Expanding", "Head", "Linear", "Proxies", "align"]
 
 
 class Head(nn.Module):
@@ -34,6 +34,11 @@ class Head(nn.Module):
         with torch.no_grad():
             cast(nn.Linear, self.blocks[-1]).weight.copy_(weights)
 
+    def redraw(self) -> None:
+        """Draws the weights of all blocks anew, as when they were made."""
+        for block in self.blocks:
+            cast(nn.Linear, block).reset_parameters()
+
     def newest(self) -> Iterator[nn.Parameter]:
         """The parameters of the newest block, and those that all blocks share."""
         yield from self.blocks[-1].parameters()
@@ -53,6 +58,61 @@ class Linear(Head):
     def forward(self, embedding: Tensor) -> tuple[Tensor, Tensor]:
         logits = torch.cat([block(embedding) for block in self.blocks], dim=1)
         return logits, logits
+
+
+class Expanding(Linear):
+    """One affine layer of all features, which grows both ways: every growth brings ``dim`` features and new outputs.
+
+    Old outputs go on with the weights of old features; all else is drawn, U(±√(3 / features)), biases are 0.
+    Yan et al., DER, https://arxiv.org/abs/2103.16788, section 3.2; the distribution is that of PyCIL.
+
+    Args:
+        dim: features that each growth brings.
+        keep: whether weights and biases of old outputs go on at all.
+        bias: whether there are any.
+        normal: draw N(0, 1 / features) instead, as the code of DER's authors.
+
+    Attributes:
+        auxiliary: a layer from the newest ``dim`` features to the new classes, and the old ones as one that comes
+            first; drawn anew at every growth, None before the second.
+    """
+
+    def __init__(self, dim: int, keep: bool = True, bias: bool = True, normal: bool = False) -> None:
+        super().__init__(dim)
+        self.keep, self.bias, self.normal = keep, bias, normal
+        self.auxiliary: nn.Linear | None = None
+
+    def affine(self, features: int, classes: int) -> nn.Linear:
+        """A layer with weights as this head draws them."""
+        return self._drawn(nn.Linear(features, classes, self.bias))
+
+    def _drawn(self, layer: nn.Linear) -> nn.Linear:
+        draw = nn.init.kaiming_normal_ if self.normal else nn.init.kaiming_uniform_
+        draw(layer.weight, nonlinearity="linear")
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
+        return layer
+
+    def widened(self, old: nn.Linear, features: int, classes: int) -> nn.Linear:
+        """A layer with so many more features and outputs than ``old``, which it contains."""
+        layer = self.affine(old.in_features + features, old.out_features + classes)
+        with torch.no_grad():
+            if self.keep:
+                layer.weight[: old.out_features, : old.in_features] = old.weight
+            if self.keep and self.bias:
+                layer.bias[: old.out_features] = old.bias
+        return layer
+
+    def grow(self, classes: int) -> None:
+        if self.blocks:
+            self.blocks[0] = self.widened(cast(nn.Linear, self.blocks[0]), self.dim, classes)
+            self.auxiliary = self.affine(self.dim, 1 + classes)
+        else:
+            self.blocks.append(self.affine(self.dim, classes))
+
+    def redraw(self) -> None:
+        for layer in (*self.blocks, *([self.auxiliary] if self.auxiliary is not None else [])):
+            self._drawn(cast(nn.Linear, layer))
 
 
 class Cosine(Head):
@@ -100,6 +160,10 @@ class Proxies(Head):
         nn.init.kaiming_normal_(block.weight, nonlinearity="linear")
         self.blocks.append(block)
 
+    def redraw(self) -> None:
+        for block in self.blocks:
+            nn.init.kaiming_normal_(cast(nn.Linear, block).weight, nonlinearity="linear")
+
     def similarities(self, embedding: Tensor) -> Tensor:
         """raw (N, seen · proxies): minus the squared distance of unit vectors."""
         return 2 * F.linear(F.normalize(embedding, dim=1), F.normalize(self.weights, dim=1)) - 2
@@ -108,3 +172,19 @@ class Proxies(Head):
         raw = self.similarities(embedding).unflatten(1, (-1, self.proxies))
         scores = (raw.softmax(2) * raw).sum(2)
         return self.scale * scores, scores
+
+
+@torch.no_grad()
+def align(weight: Tensor, old: int) -> Tensor:
+    """Scales the rows of new classes to the mean length of old ones, in place; returns the factor γ.
+
+    Zhao et al., WA, https://arxiv.org/abs/1911.07053, section 4.1.
+
+    Args:
+        weight: rows of all classes, (seen, dim).
+        old: the first so many rows are old classes.
+    """
+    lengths = weight.norm(dim=1)
+    factor = lengths[:old].mean() / lengths[old:].mean()
+    weight[old:] *= factor
+    return factor

@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 from torch import Tensor, nn
 
@@ -14,10 +14,21 @@ from cilnorm.batch import Batch, Task
 from cilnorm.heads import Head, Linear
 from cilnorm.network import Network, Output
 
-__all__ = ["Embed", "Method", "Past", "Phase", "Rows", "Schedule", "Step", "Tail"]
+__all__ = ["AUTHORS_PROTOCOL", "Annealing", "Embed", "Method", "Past", "Phase", "Rows", "Schedule", "Step", "Tail"]
 
+# The protocol of released code that is its authors' own and knows nothing of the differences of the TBBN experiments.
+AUTHORS_PROTOCOL: Mapping[str, Any] = {
+    "protocol.epoch": "passes",
+    "protocol.validation": 0.0,
+    "protocol.keep": "last",
+    "protocol.test_images": "all",
+    "protocol.budget": "floor",
+    "protocol.herding": "icarl",
+    "protocol.herd_again": False,
+}
 Embed = Callable[[Tensor], Tensor]
 Rows = Literal["mixed", "doubled", "balanced", "even"]
+Annealing = Literal["steps", "cosine", "cosine-at-once", "rise"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +41,8 @@ class Schedule:
         momentum, weight_decay: of SGD; the decay applies to every weight, norms included, but those that a module
             names in ``without_decay``.
         annealing: ``steps``: at milestones; ``cosine``: along half a cosine wave that starts with the second epoch, so
-            that the first two share a rate, as the code of PODNet and AFC has it.
+            that the first two share a rate, as the code of PODNet and AFC has it; ``cosine-at-once``: along one that
+            starts with the first epoch, as torch's ``CosineAnnealingLR``; ``rise``: in equal steps up to ``lr``.
         milestones: epochs, counted from 0, from which on the rate of ``steps`` is multiplied by ``gamma``.
         gamma: see milestones.
         clip: bound on the norm of the gradient; 0 for none.
@@ -45,7 +57,7 @@ class Schedule:
     lr: float = 0.1
     momentum: float = 0.0
     weight_decay: float = 1e-4
-    annealing: Literal["steps", "cosine"] = "steps"
+    annealing: Annealing = "steps"
     milestones: tuple[int, ...] = ()
     gamma: float = 0.1
     clip: float = 0.0
@@ -89,6 +101,10 @@ class Schedule:
         """Learning rate of an epoch, counted from 0."""
         if self.annealing == "cosine":
             return self.lr * (1 + math.cos(math.pi * max(epoch - 1, 0) / self.epochs)) / 2
+        if self.annealing == "cosine-at-once":
+            return self.lr * (1 + math.cos(math.pi * epoch / self.epochs)) / 2
+        if self.annealing == "rise":
+            return self.lr * (epoch + 1) / self.epochs
         return self.lr * self.gamma ** sum(epoch >= milestone for milestone in self.milestones)
 
 
@@ -103,17 +119,29 @@ class Tail:
         epochs: part of the run's epochs, rounded, at least one epoch.
         lr: factor on the run's learning rate.
         milestones: parts of the tail's own epochs, see ``Schedule.milestones``.
+        annealing: as in ``Schedule``.
+        weight_decay: of its own; None for the run's.
     """
 
     epochs: float
     lr: float
     milestones: tuple[float, ...] = ()
+    annealing: Annealing = "steps"
+    weight_decay: float | None = None
 
     def of(self, run: Schedule) -> Schedule:
         """The schedule that this is in a run of schedule ``run``; all that is not told here is the run's."""
         epochs = max(1, round(self.epochs * run.epochs))
         milestones = tuple(round(part * epochs) for part in self.milestones)
-        return replace(run, epochs=epochs, lr=self.lr * run.lr, annealing="steps", milestones=milestones)
+        decay = run.weight_decay if self.weight_decay is None else self.weight_decay
+        return replace(
+            run,
+            epochs=epochs,
+            lr=self.lr * run.lr,
+            weight_decay=decay,
+            annealing=self.annealing,
+            milestones=milestones,
+        )
 
 
 @dataclass(frozen=True)
@@ -128,6 +156,8 @@ class Phase:
         schedule: one of its own, or told in terms of the run's; None for the run's.
         backbone: its mode; in ``eval`` its norms use, and keep, their running statistics.
         gradient_noise: η of normal noise of standard deviation η / (1 + epoch)^0.55 on every gradient; 0 for none.
+        view: how the network answers meanwhile, see ``Network.look``.
+        fresh_head: whether the head's weights are drawn anew as it begins.
     """
 
     name: str = "main"
@@ -135,6 +165,8 @@ class Phase:
     schedule: Schedule | Tail | None = None
     backbone: Literal["train", "eval"] = "train"
     gradient_noise: float = 0.0
+    view: str = ""
+    fresh_head: bool = False
 
     def schedule_in(self, run: Schedule) -> Schedule:
         """The phase's schedule in a run of schedule ``run``."""
@@ -188,6 +220,16 @@ class Method:
         """The classifier of a ``dim``-dimensional embedding."""
         return Linear(dim)
 
+    def network(self, build: Callable[[], nn.Module]) -> Network:
+        """What is trained. Default: one backbone, and ``head`` on its embedding.
+
+        Args:
+            build: makes a backbone, drawn from torch's global generator; to be called as often as one is needed, now or
+                when the network grows.
+        """
+        backbone = build()
+        return Network(backbone, self.head(cast(int, backbone.dim)))
+
     def grow(self, net: Network, task: Task, new_images: Callable[[], list[Tensor]]) -> None:
         """Makes room for the task's classes.
 
@@ -195,7 +237,7 @@ class Method:
             new_images: embeds the new classes' training images with the network as it is, one (n, dim) a class; to be
                 called before the head grows, if at all.
         """
-        net.head.grow(task.new)
+        net.grow(task.new)
 
     def phases(self, task: Task) -> tuple[Phase, ...]:
         """What is trained in a task, in order."""

@@ -73,7 +73,13 @@ class Output(NamedTuple):
 
 
 class Network(RowsAware):
-    """Classifies with ``head`` what ``backbone`` embeds; remembers what composition its layers were told."""
+    """Classifies with ``head`` what ``backbone`` embeds; remembers what composition its layers were told.
+
+    Attributes:
+        views: names under which it answers, each with logits of its own; the first one fills the accuracy matrix.
+    """
+
+    views: tuple[str, ...] = ("",)
 
     def __init__(self, backbone: nn.Module, head: Head) -> None:
         super().__init__()
@@ -87,6 +93,13 @@ class Network(RowsAware):
 
     def forget(self) -> None:
         self._composition = None
+
+    def grow(self, classes: int) -> None:
+        """Makes room for ``classes`` new classes; what is new is drawn from torch's global generator."""
+        self.head.grow(classes)
+
+    def look(self, view: str = "") -> None:
+        """Answers as one of its ``views`` from now on, or as one that it has for training; as the first by default."""
 
     def observe(self, composition: Composition) -> None:
         """Tells the layers what the next training batches are made of, if that is news."""

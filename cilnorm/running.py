@@ -20,6 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from cilnorm.batch import modules_within
+
 __all__ = [
     "KeepsStatistics",
     "Statistics",
@@ -125,7 +127,7 @@ def frozen_parameters(model: nn.Module) -> list[nn.Parameter]:
 def measure_statistics(
     model: nn.Module, batches: Iterable[Tensor], tell: Callable[[int], None] = lambda rows: None
 ) -> nn.Module:
-    """Measures the running statistics of every layer anew, in place; returns the model.
+    """Measures the running statistics of every layer anew, in place, but those of frozen parts; returns the model.
 
     Mean and biased variance over all images together, what lies between batches included and batches weighed by their
     size. Deep layers see inputs normalised by the batch's own statistics, as in training. Nothing else moves, and
@@ -138,7 +140,8 @@ def measure_statistics(
     Raises:
         ValueError: no layer keeps statistics, one is frozen, or there is no batch; nothing has moved then.
     """
-    layers = statistics_layers(model)
+    learning = set(map(id, modules_within(model, "learning")))
+    layers = {name: layer for name, layer in statistics_layers(model).items() if id(layer) in learning}
     if not layers:
         raise ValueError(f"{type(model).__name__} has no layer that keeps running statistics")
     for name, layer in layers.items():

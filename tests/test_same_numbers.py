@@ -23,7 +23,7 @@ from tests import fake
 pytestmark = pytest.mark.slow
 
 STORED = Path(__file__).parent / "assets" / "same_numbers.json"
-METHODS = ("ft", "eeil", "lucir", "podnet", "ssil", "afc")
+METHODS = ("ft", "eeil", "lucir", "podnet", "ssil", "afc", "der", "foster")
 NORMS = ("bn", "tbbn")
 PRESET = {
     "method": "ft",

@@ -35,6 +35,7 @@ MAY_IMPORT = {
 PUBLIC = {
     "batch",
     "files",
+    "growing",
     "heads",
     "hookspecs",
     "images",

@@ -143,6 +143,8 @@ class Display:
         self._print(f"{_figures(event)}  ({event['steps']} steps, {event['seconds']:.0f} s)")
         if "by_head" in event:
             self._print(f"{_figures(event['by_head'])}  (by the head; above: by the nearest mean of exemplars, NME)")
+        for view, metrics in event.get("by_view", {}).items():
+            self._print(f"{_figures(metrics)}  (by the {view})")
 
 
 def _mean(row: Sequence[float]) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -87,6 +88,19 @@ def _order(spec: Spec, classes: int) -> list[int]:
     return list(given)
 
 
+def _builder(spec: Spec, registry: Registry, signed_embedding: bool) -> Callable[[], nn.Module]:
+    """A function that makes the spec's backbone with its norm."""
+    norm, build = registry.norms[spec.norm], registry.backbones[spec.backbone].build
+
+    def backbone() -> nn.Module:
+        made: nn.Module = build(
+            partial(norm.build, **spec.norm_options), signed_embedding=signed_embedding, **spec.backbone_options
+        )
+        return finish_norms(made, norm)
+
+    return backbone
+
+
 def assemble(spec: Spec, registry: Registry, device: torch.device, data_root: Path | None = None) -> Assembly:
     """Builds what a spec names.
 
@@ -113,13 +127,10 @@ def assemble(spec: Spec, registry: Registry, device: torch.device, data_root: Pa
     try:
         engine_class(spec.engine, device)
         sizes = spec.sizes(len(order))
-        norm = partial(registry.norms[spec.norm].build, **spec.norm_options)
         with initial_weights(spec.seed), contain_exit(f"the network {spec.backbone} with {spec.norm}"):
-            build = registry.backbones[spec.backbone].build
-            backbone = build(norm, signed_embedding=method.signed_embedding, **spec.backbone_options)
-            finish_norms(backbone, registry.norms[spec.norm])
-            _check_statistics(spec, backbone)
-            net = Network(backbone, method.head(backbone.dim)).to(device).to(memory_format=torch.channels_last)
+            net = method.network(_builder(spec, registry, method.signed_embedding))
+            _check_statistics(spec, net.backbone)
+            net = net.to(device).to(memory_format=torch.channels_last)
     except (ValueError, TypeError) as error:
         raise SpecError(str(error)) from error
     if registry.norms[spec.norm].composition_aware and not any(isinstance(m, CompositionAware) for m in net.modules()):

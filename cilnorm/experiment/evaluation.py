@@ -14,7 +14,15 @@ from cilnorm.network import Network
 from cilnorm.spec import Spec
 from cilnorm.training.pixels import Pixels
 
-__all__ = ["class_means", "embed", "held_out_loss", "measure_accuracy", "predict", "scored_images"]
+__all__ = [
+    "class_means",
+    "embed",
+    "held_out_loss",
+    "measure_accuracy",
+    "measure_classifier",
+    "predict",
+    "scored_images",
+]
 
 EVALUATION_ROWS = 256
 
@@ -100,3 +108,15 @@ def measure_accuracy(
         given = torch.bucketize(predicted, ends, right=True)
         confusion.append(torch.bincount(given, minlength=len(ends)).tolist())
     return percent, confusion
+
+
+def measure_classifier(
+    spec: Spec, parts: Assembly, task: Task, exemplars: Sequence[Tensor]
+) -> tuple[list[float], list[list[int]]]:
+    """What ``measure_accuracy`` returns, by the classifier that the spec names.
+
+    Args:
+        exemplars: indices, one tensor a class.
+    """
+    means = class_means(parts.net, parts.train, exemplars) if spec.classifier == "nme" else None
+    return measure_accuracy(spec, parts, task, means)

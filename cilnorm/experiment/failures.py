@@ -69,7 +69,8 @@ def record_failure(
         stopped = isinstance(error, KeyboardInterrupt)
         with suppress(OSError):
             kind = "interrupted" if stopped else "failed"
-            folder.write_summary(kind, state.matrix, state.by_head, where=where, reason=halted.reason)
+            facts = {"where": where, "reason": halted.reason}
+            folder.write_summary(kind, state.matrix, state.by_head, state.by_view, **facts)
         with suppress(Exception):  # a full disk, or a watcher that raises: what stopped the run is what is reported
             tell(halted)
         if isinstance(error, KeyboardInterrupt):

@@ -47,9 +47,17 @@ def balanced_rows(memory: Memory, parts: Assembly, task: Task, seed: int) -> Ten
 def measure_anew(spec: Spec, parts: Assembly, memory: Memory, task: Task) -> None:
     """Gives the network's layers the statistics of a class-balanced set of images, in batches of the run's size.
 
+    Each view's own layers; the network looks as the first of them in the end.
+
     Raises:
         ValueError: the network keeps none.
     """
+    for view in reversed(parts.net.views):
+        parts.net.look(view)
+        _measure_view(spec, parts, memory, task)
+
+
+def _measure_view(spec: Spec, parts: Assembly, memory: Memory, task: Task) -> None:
     rows = balanced_rows(memory, parts, task, spec.seed)
     labels = iter(parts.stream.targets[rows].to(parts.device).tensor_split(_count(spec, rows)))
 

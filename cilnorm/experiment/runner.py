@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from torch import Tensor
 from cilnorm import registry as registries
 from cilnorm.batch import Composition, Task
 from cilnorm.experiment.assembly import Assembly, pick_device
-from cilnorm.experiment.evaluation import class_means, embed, held_out_loss, measure_accuracy, scored_images
+from cilnorm.experiment.evaluation import embed, held_out_loss, measure_accuracy, measure_classifier, scored_images
 from cilnorm.experiment.failures import RunStopped, record_failure
 from cilnorm.experiment.precise import measure_anew
 from cilnorm.experiment.trials import RunContext, assemble_first, choose_by_trials, is_begun
@@ -162,7 +162,7 @@ def _learn(run: _Run, registry: Registry) -> Result:
     with record_failure(spec, state, folder, tell, tasks=len(parts.tasks(spec))):
         changed = folder.write_environment(registry, parts.device, parts.images, parts.order, parts.train.shape)
         if state.task < len(parts.tasks(spec)):  # who reads the summary of a finished run finds it finished
-            folder.write_summary("running", state.matrix, state.by_head)
+            folder.write_summary("running", state.matrix, state.by_head, state.by_view)
         tell(_began(run))
         if changed:
             tell(Warned(f"going on in another environment, which may change the numbers: {'; '.join(changed)}"))
@@ -177,16 +177,16 @@ def _learn(run: _Run, registry: Registry) -> Result:
                 measure_anew(spec, parts, state.memory, task)
             state.past = parts.method.remember(parts.net, task, partial(_seen_batches, run, task))
             state.memory = _memory_with(run, task)
-            accuracy, by_head = _evaluate(run, task)
+            accuracy, by_head, by_view = _evaluate(run, task)
             state.task, state.phase = task.index + 1, 0
-            tell(AccuracyMeasured(task.index + 1, accuracy, by_head, len(state.memory)))
+            tell(AccuracyMeasured(task.index + 1, accuracy, by_head, len(state.memory), by_view))
             folder.write_accuracy(state.matrix)
-            folder.write_summary("running", state.matrix, state.by_head)
+            folder.write_summary("running", state.matrix, state.by_head, state.by_view)
             _save(run)
         title = f"{spec.method} x {spec.norm}, {spec.backbone}, {spec.dataset}, seed {spec.seed}"
         draw_figures(folder.path / "figures", state.matrix, title)
         facts = {"steps": state.steps, "seconds": round(tell.seconds, 2)}
-        summary = folder.write_summary("finished", state.matrix, state.by_head, **facts)
+        summary = folder.write_summary("finished", state.matrix, state.by_head, state.by_view, **facts)
     tell(RunEnded(summary))
     return Result(folder.path, state.matrix, summary)
 
@@ -212,8 +212,12 @@ def _train(run: _Run, task: Task, phase: Phase) -> None:
     """The epochs of a phase that are still to be done, a checkpoint after each."""
     spec, parts, state, net = run.spec, run.parts, run.state, run.parts.net
     schedule = phase.schedule_in(spec.schedule.in_task(task.index))
-    if state.pool is None:
+    if state.pool is None:  # the phase begins
         state.pool = _pool(run, task, phase)
+        if phase.fresh_head:
+            with initial_weights(spec.seed, 1 + task.index, state.phase):
+                net.head.redraw()
+    task = replace(task, images=tuple(map(len, (*state.memory.exemplars, *parts.stream.by_class(task)))))
     if spec.statistics.freeze == "after-first" and task.index:
         freeze_statistics(net, spec.statistics.freeze_affine)
     made = engine_class(spec.engine, parts.device)
@@ -316,18 +320,22 @@ def _memory_with(run: _Run, task: Task) -> Memory:
     )
 
 
-def _evaluate(run: _Run, task: Task) -> tuple[list[float], list[float] | None]:
-    """Adds the task's row to the matrix, and the head's to its own where it does not fill the matrix; returns both."""
-    state, parts = run.state, run.parts
-    accuracy, confusion = measure_accuracy(run.spec, parts, task)
-    by_head = None
+def _evaluate(run: _Run, task: Task) -> tuple[list[float], list[float] | None, dict[str, list[float]] | None]:
+    """Adds the task's row to the matrix, and to their own those of the head and of other views; returns them all."""
+    state, net, exemplars = run.state, run.parts.net, run.state.memory.exemplars
+    by_head, by_view = None, {}
+    for view in net.views[1:]:
+        net.look(view)
+        by_view[view], _ = measure_classifier(run.spec, run.parts, task, exemplars)
+        state.by_view.setdefault(view, []).append(by_view[view])
+    net.look()
+    accuracy, confusion = measure_classifier(run.spec, run.parts, task, exemplars)
     if run.spec.classifier == "nme":
-        by_head, means = accuracy, class_means(parts.net, parts.train, state.memory.exemplars)
-        accuracy, confusion = measure_accuracy(run.spec, parts, task, means)
+        by_head, _ = measure_accuracy(run.spec, run.parts, task)
         state.by_head.append(by_head)
     state.matrix.append(accuracy)
     run.folder.write_confusion(confusion)
-    return accuracy, by_head
+    return accuracy, by_head, by_view or None
 
 
 def _best(run: _Run, task: Task) -> tuple[float, dict[str, Tensor]] | None:

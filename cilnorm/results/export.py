@@ -24,6 +24,7 @@ MAKER, WEIGHTS, CARD = "cilnorm", "model.safetensors", "card.json"
 HEADER_LIMIT = 16 << 20  # bytes; a ResNet-50 takes 0.04 MB
 LOGITS = {
     "Linear": "embedding @ weight.T + bias, the blocks head.blocks.0, 1, ... one below the other",
+    "Expanding": "embedding @ head.blocks.0.weight.T + head.blocks.0.bias",
     "Cosine": "head.scale * cos(embedding, weight), the rows of all blocks one below the other",
     "Proxies": "head.scale * sum_k softmax_k(s_k) s_k, s_k = 2 cos(embedding, weight_k) - 2, class by class",
 }
@@ -33,7 +34,8 @@ def export(run: Path, out: Path, registry: Registry) -> tuple[Path, Path]:
     """Writes ``model.safetensors`` and ``card.json`` into a folder; returns their paths.
 
     Names of weights are those of the backbone behind ``backbone.``, and of the classifier behind ``head.``. In
-    evaluation every norm that is a batch norm at heart is one, so the weights load into ``BatchNorm2d``.
+    evaluation every norm that is a batch norm at heart is one, so the weights load into ``BatchNorm2d``. Where a
+    network grew, ``backbone.extractors.0.``, ``1.`` and so on are backbones, whose embeddings stand side by side.
 
     The run is left as it is.
 
@@ -49,11 +51,13 @@ def export(run: Path, out: Path, registry: Registry) -> tuple[Path, Path]:
     weights: dict[str, Tensor] = {name: tensor.contiguous() for name, tensor in content["net"].items()}
     dim = next(tensor.shape[1] for name, tensor in weights.items() if name.startswith("head.blocks.0."))
     head = type(registry.methods[spec.method].build(**spec.method_options).head(dim)).__name__
+    extractors = {name.split(".")[2] for name in weights if name.startswith("backbone.extractors.")}
     data = save(weights, {"format": "pt", MAKER: str(version(MAKER))})
     card: dict[str, Any] = {
         MAKER: version(MAKER),
         "weights": {"file": WEIGHTS, "sha256": hashlib.sha256(data).hexdigest()},
-        "backbone": {"name": spec.backbone, "prefix": "backbone.", "norm": spec.norm, "embedding": dim},
+        "backbone": {"name": spec.backbone, "prefix": "backbone.", "norm": spec.norm, "embedding": dim}
+        | ({"extractors": len(extractors)} if extractors else {}),
         "head": {"kind": head, "prefix": "head.", "logits": LOGITS.get(head, f"see cilnorm's {head}")},
         "input": "RGB scaled to [0, 1], minus mean, by std",
         **read_environment(run).get("images", {}),

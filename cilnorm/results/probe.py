@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cilnorm import registry as registries
-from cilnorm.batch import Composition, Task, set_composition
+from cilnorm.batch import Composition, Task, modules_within, set_composition
 from cilnorm.experiment.assembly import Assembly, assemble, pick_device
 from cilnorm.experiment.evaluation import measure_accuracy
 from cilnorm.files import write_atomically
@@ -152,6 +152,8 @@ class _Work:
     def retuned(self, variant: str, epochs: int, lr: float) -> Network:
         """A copy of the network whose norm layers alone were changed, as ``variant`` says."""
         net = copy.deepcopy(self.parts.net).requires_grad_(False).eval()
+        for module in modules_within(net, "learning", "frozen"):
+            module.__dict__["role"] = "learning"
         layers = self._layers(net)
         pool = self.images(self.tasks)
         if variant != "affine":
@@ -226,9 +228,11 @@ class _Work:
 
 
 def norm_layers(net: nn.Module, spec: Spec, registry: Registry) -> dict[str, nn.Module]:
-    """The layers of a network that the spec's norm built, by name."""
+    """The layers of a network that the spec's norm built and that are used, by name."""
     kind = type(registry.norms[spec.norm].build(16, **spec.norm_options))
-    return {name: module for name, module in net.named_modules() if type(module) is kind}
+    used = modules_within(net, "learning", "frozen")
+    known = set(map(id, used))
+    return {name: module for name, module in net.named_modules() if type(module) is kind and id(module) in known}
 
 
 def _averages(layer: Any) -> tuple[Tensor, Tensor] | None:

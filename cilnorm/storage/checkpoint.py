@@ -41,6 +41,7 @@ class RunState:
         memory, past: what is kept of the tasks before.
         matrix: accuracies in percent, one row a finished task.
         by_head: the same for the head where another classifier fills the matrix.
+        by_view: the same for other views of the network than the one that fills the matrix.
         steps: updates taken so far, those of the epoch at hand left out.
         logged: bytes of the log that tell of all this, and of nothing that came later.
         best: lowest held-out loss of the phase and the weights that had it (``keep: best`` only).
@@ -57,6 +58,7 @@ class RunState:
     past: Past | None = None
     matrix: list[list[float]] = field(default_factory=list)
     by_head: list[list[float]] = field(default_factory=list)
+    by_view: dict[str, list[list[float]]] = field(default_factory=dict)
     steps: int = 0
     seconds: float = 0.0
     logged: int = 0
@@ -73,6 +75,7 @@ class RunState:
 
 POSITION = ("task", "phase", "epoch", "step")
 APART = (*POSITION, "memory", "past", "best")  # stored in a form of their own; all other fields as they are
+ADDED = ("by_view",)  # since 0.1.0; as at a run's start where a checkpoint has none
 PLAIN = tuple(each.name for each in fields(RunState) if each.name not in APART)
 
 
@@ -216,9 +219,10 @@ def _restored(content: dict[str, Any], net: Network, tasks: tuple[Task, ...]) ->
         raise ValueError(f"it stands at {content['position']}")
     state = RunState(task, phase, epoch, step, Memory(tuple(content["memory"])))
     for name in PLAIN:
-        setattr(state, name, content[name])
+        if name in content or name not in ADDED:
+            setattr(state, name, content[name])
     for earlier in tasks[:task]:
-        net.head.grow(earlier.new)
+        net.grow(earlier.new)
     device = next(net.backbone.parameters()).device
     net.to(device)
     state.sums = {name: total.to(device) for name, total in state.sums.items()}
@@ -228,7 +232,7 @@ def _restored(content: dict[str, Any], net: Network, tasks: tuple[Task, ...]) ->
         tensors = {name: tensor.to(device) for name, tensor in content["past_tensors"].items()}
         state.past = Past(teacher.eval().requires_grad_(False), tensors)
     if state.midway:
-        net.head.grow(tasks[task].new)
+        net.grow(tasks[task].new)
         net.to(device)
     net.load_state_dict(content["net"])
     if content["best"] is not None:

@@ -112,6 +112,7 @@ class AccuracyMeasured(Event):
         accuracy: on each task so far, among all classes seen.
         by_head: the same by the head, where another classifier fills the matrix.
         memory: exemplars kept.
+        by_view: the same by other views of the network than the one that fills the matrix.
     """
 
     kind: ClassVar[str] = "accuracy"
@@ -119,6 +120,7 @@ class AccuracyMeasured(Event):
     accuracy: Sequence[float]
     by_head: Sequence[float] | None
     memory: int
+    by_view: Mapping[str, Sequence[float]] | None = None
 
 
 @dataclass(frozen=True)

@@ -252,16 +252,24 @@ class RunFolder:
         self._write(CONFUSION, confusion_csv(read_confusion(self.path)[: len(counts) - 1], counts))
 
     def write_summary(
-        self, state: str, rows: Sequence[Sequence[float]], by_head: Sequence[Sequence[float]] = (), **facts: Any
+        self,
+        state: str,
+        rows: Sequence[Sequence[float]],
+        by_head: Sequence[Sequence[float]] = (),
+        by_view: Mapping[str, Sequence[Sequence[float]]] | None = None,
+        **facts: Any,
     ) -> dict[str, Any]:
         """summary.json: the run's state, its metrics in percent once a task is learned, and further facts.
 
         Args:
             by_head: the head's rows where another classifier's fill the matrix; their metrics go under its name.
+            by_view: the rows of other views of the network; likewise.
         """
         summary = {"state": state, **(summarise(as_matrix(rows)) if rows else {}), **facts}
         if by_head:
             summary["by_head"] = summarise(as_matrix(by_head))
+        if by_view:
+            summary["by_view"] = {view: summarise(as_matrix(own)) for view, own in by_view.items()}
         self._write("summary.json", json.dumps(summary, indent=2) + "\n")
         return summary
 

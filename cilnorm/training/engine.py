@@ -91,6 +91,7 @@ class Engine:
         Args:
             steps, sums: what an earlier process did of this epoch.
         """
+        self.net.look(self.phase.view)
         self.net.train()
         self.net.backbone.train(self.phase.backbone == "train")
         self._epoch = epoch
