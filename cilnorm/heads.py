@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["Cosine", "Head", "Linear", "Proxies"]
+__all__ = ["Cosine", "Head", "Linear", "Proxies", "align"]
 
 
 class Head(nn.Module):
@@ -34,6 +34,9 @@ class Head(nn.Module):
         with torch.no_grad():
             cast(nn.Linear, self.blocks[-1]).weight.copy_(weights)
 
+    def constrain(self) -> None:
+        """Brings the weights back to where they may be; called after each step of training. Default: anywhere."""
+
     def newest(self) -> Iterator[nn.Parameter]:
         """The parameters of the newest block, and those that all blocks share."""
         yield from self.blocks[-1].parameters()
@@ -45,10 +48,25 @@ class Head(nn.Module):
 
 
 class Linear(Head):
-    """One affine layer a task; its outputs stand side by side."""
+    """One affine layer a task; its outputs stand side by side.
+
+    Args:
+        bias: whether the layers have one.
+        non_negative: whether weights below 0 are set to 0 after each step (WA, section 4.2).
+    """
+
+    def __init__(self, dim: int, bias: bool = True, non_negative: bool = False) -> None:
+        super().__init__(dim)
+        self.bias, self.non_negative = bias, non_negative
 
     def grow(self, classes: int) -> None:
-        self.blocks.append(nn.Linear(self.dim, classes))
+        self.blocks.append(nn.Linear(self.dim, classes, self.bias))
+
+    def constrain(self) -> None:
+        if self.non_negative:
+            with torch.no_grad():
+                for block in self.blocks:
+                    cast(nn.Linear, block).weight.clamp_(min=0)
 
     def forward(self, embedding: Tensor) -> tuple[Tensor, Tensor]:
         logits = torch.cat([block(embedding) for block in self.blocks], dim=1)
@@ -108,3 +126,19 @@ class Proxies(Head):
         raw = self.similarities(embedding).unflatten(1, (-1, self.proxies))
         scores = (raw.softmax(2) * raw).sum(2)
         return self.scale * scores, scores
+
+
+@torch.no_grad()
+def align(weight: Tensor, old: int) -> Tensor:
+    """Scales the rows of new classes to the mean length of old ones, in place; returns the factor γ.
+
+    Zhao et al., WA, https://arxiv.org/abs/1911.07053, section 4.1.
+
+    Args:
+        weight: rows of all classes, (seen, dim).
+        old: the first so many rows are old classes.
+    """
+    lengths = weight.norm(dim=1)
+    factor = lengths[:old].mean() / lengths[old:].mean()
+    weight[old:] *= factor
+    return factor

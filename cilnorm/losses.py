@@ -20,6 +20,7 @@ __all__ = [
     "margin_ranking",
     "nca",
     "pod",
+    "soft_cross_entropy",
     "weighted_map_distance",
 ]
 
@@ -34,6 +35,18 @@ def distill(new: Tensor, old: Tensor, temperature: float) -> Tensor:
     """
     log_new, log_old = F.log_softmax(new / temperature, dim=1), F.log_softmax(old / temperature, dim=1)
     return temperature**2 * F.kl_div(log_new, log_old, reduction="batchmean", log_target=True)
+
+
+def soft_cross_entropy(new: Tensor, old: Tensor, temperature: float) -> Tensor:
+    """−Σ_c softmax(old / τ)_c log softmax(new / τ)_c.
+
+    Distillation as WA, BiC and PyCIL's iCaRL write it: without the factor τ², so its gradient is that of ``distill``
+    divided by τ². Its least value is the entropy of softmax(old / τ), not 0.
+
+    Args:
+        new, old: logits (N, classes).
+    """
+    return F.cross_entropy(new / temperature, (old / temperature).softmax(1))
 
 
 def distill_elementwise(new: Tensor, old: Tensor, temperature: float) -> Tensor:

@@ -14,8 +14,18 @@ from cilnorm.batch import Batch, Task
 from cilnorm.heads import Head, Linear
 from cilnorm.network import Network, Output
 
-__all__ = ["Embed", "Method", "Past", "Phase", "Rows", "Schedule", "Step", "Tail"]
+__all__ = ["AUTHORS_PROTOCOL", "Embed", "Method", "Past", "Phase", "Rows", "Schedule", "Step", "Tail"]
 
+# The protocol of released code that is its authors' own and knows nothing of the differences of the TBBN experiments.
+AUTHORS_PROTOCOL: Mapping[str, Any] = {
+    "protocol.epoch": "passes",
+    "protocol.validation": 0.0,
+    "protocol.keep": "last",
+    "protocol.test_images": "all",
+    "protocol.budget": "floor",
+    "protocol.herding": "icarl",
+    "protocol.herd_again": False,
+}
 Embed = Callable[[Tensor], Tensor]
 Rows = Literal["mixed", "doubled", "balanced", "even"]
 
@@ -160,10 +170,12 @@ class Method:
         signed_embedding: whether the backbone's last ReLU is left out.
         released: what the released code does differently, by field: the method's own hyperparameters, and fields of
             the protocol as ``protocol.FIELD``. Applied by ``protocol: released``.
+        pycil: what PyCIL's port of the method does differently, likewise.
     """
 
     signed_embedding: ClassVar[bool] = False
     released: ClassVar[Mapping[str, Any]] = {}
+    pycil: ClassVar[Mapping[str, Any]] = {}
 
     def head(self, dim: int) -> Head:
         """The classifier of a ``dim``-dimensional embedding."""
@@ -191,6 +203,10 @@ class Method:
         raise NotImplementedError
 
     def remember(self, net: Network, task: Task, batches: Callable[[], Iterable[Batch]]) -> Past | None:
-        """What the next tasks need of this one. Default: a frozen copy of the network, in evaluation mode."""
+        """What the next tasks need of this one. Default: a frozen copy of the network, in evaluation mode.
+
+        A method that corrects the trained network (WA's alignment) does so here, before the copy: what is left is what
+        chooses exemplars, is tested and is trained on.
+        """
         teacher = copy.deepcopy(net).eval()
         return Past(teacher.requires_grad_(False))

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from cilnorm.batch import Task
 from cilnorm.heads import Head, Proxies
-from cilnorm.method import Method, Phase, Tail
+from cilnorm.method import AUTHORS_PROTOCOL, Method, Phase, Tail
 from cilnorm.network import Network
 
 __all__ = ["LocalSimilarity", "k_means", "lloyd"]
@@ -84,16 +84,7 @@ class LocalSimilarity(Method):
     """
 
     signed_embedding: ClassVar[bool] = True
-    # The code of these papers is their authors' own, which knows nothing of the differences of the TBBN experiments.
-    released: ClassVar[Mapping[str, Any]] = {
-        "protocol.epoch": "passes",
-        "protocol.validation": 0.0,
-        "protocol.keep": "last",
-        "protocol.test_images": "all",
-        "protocol.budget": "floor",
-        "protocol.herding": "icarl",
-        "protocol.herd_again": False,
-    }
+    released: ClassVar[Mapping[str, Any]] = AUTHORS_PROTOCOL
 
     proxies: int = 10
     scale: float = 1.0

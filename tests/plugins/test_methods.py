@@ -24,6 +24,7 @@ from cilnorm_methods.eeil import EEIL
 from cilnorm_methods.lucir import LUCIR
 from cilnorm_methods.podnet import PODNet
 from cilnorm_methods.ssil import SSIL
+from cilnorm_methods.wa import WA
 from tests import fake
 from tests.conftest import TINY
 
@@ -153,6 +154,7 @@ def test_afc_measures_on_current_and_remembered_images_without_a_cut(tmp_path: P
         ("ssil", {"distilled": "newest"}, {"current_rows": "task", "drop_last": False, "epoch": "cycle"}),
         ("podnet", {}, {"herding": "icarl", "herd_again": False, "budget": "floor", "keep": "last"}),
         ("afc", {}, {"herding": "icarl", "epoch": "passes", "validation": 0.0, "test_images": "all"}),
+        ("wa", {}, {"herding": "greedy", "epoch": "passes", "keep": "last", "budget": "floor"}),
     ],
 )
 def test_the_released_protocol(registry: Registry, name: str, fields: dict[str, Any], protocol: dict[str, Any]) -> None:
@@ -184,3 +186,28 @@ def test_the_scale_starts_at_one_unless_told_otherwise(method: type[LUCIR] | typ
 def test_aliases(registry: Registry) -> None:
     builds = {"ss-il": SSIL, "ucir": LUCIR, "eeil": EEIL, "podnet": PODNet, "afc": AFC}
     assert {name: registry.methods[name].build for name in builds} == builds
+
+
+def test_wa_clips_weights_after_each_step_and_not_those_of_pycil() -> None:
+    for method in (WA(), WA(bias=True, non_negative=False)):
+        torch.manual_seed(0)
+        net = Network(nn.Linear(3, 4), method.head(4))
+        method.grow(net, Task(0, (3,)), list)
+        assert (net.head.blocks[0].bias is not None) is method.bias
+        before = net.head.weights.detach().clone()
+        net.head.constrain()
+        assert torch.equal(net.head.weights, before.clamp(min=0) if method.non_negative else before)
+        assert before.min() < 0
+
+
+def test_wa_tests_teaches_and_goes_on_with_the_aligned_network(tmp_path: Path) -> None:
+    """Rows of every block are as long as the first block's, on average, once a task has ended."""
+    registry = load(extra=[fake], strict=True)
+    spec = resolve("tiny", registry, Settings({"tiny": TINY}, {}), method="wa", norm="tbbn", tasks=3)
+    result = run(spec, tmp_path / "run", device="cpu", registry=registry)
+    saved = torch.load(result.folder / "checkpoints" / "last.pt", weights_only=True)
+    for state in (saved["net"], saved["past"]):
+        rows = [state[f"head.blocks.{task}.weight"].norm(dim=1) for task in range(3)]
+        torch.testing.assert_close(rows[2].mean(), torch.cat(rows[:2]).mean())
+        assert all((state[f"head.blocks.{task}.weight"] >= 0).all() for task in range(3))
+        assert "head.blocks.0.bias" not in state
