@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["Cosine", "Head", "Linear", "Proxies", "align"]
+__all__ = ["Cosine", "FixedCosine", "Head", "Linear", "Proxies", "align"]
 
 
 class Head(nn.Module):
@@ -91,6 +91,29 @@ class Cosine(Head):
 
     def forward(self, embedding: Tensor) -> tuple[Tensor, Tensor]:
         scores = F.linear(F.normalize(embedding, dim=1), F.normalize(self.weights, dim=1))
+        return self.scale * scores, scores
+
+
+class FixedCosine(Head):
+    """scores = f · w / ((‖f‖ + ε) (‖w‖ + ε)), logits = σ · scores, σ fixed.
+
+    Chen et al., https://arxiv.org/abs/1904.04232, as the code of ER-ACE has it.
+
+    Args:
+        scale: σ.
+        epsilon: ε.
+    """
+
+    def __init__(self, dim: int, scale: float = 10.0, epsilon: float = 1e-5) -> None:
+        super().__init__(dim)
+        self.scale, self.epsilon = scale, epsilon
+
+    def grow(self, classes: int) -> None:
+        self.blocks.append(nn.Linear(self.dim, classes, bias=False))
+
+    def forward(self, embedding: Tensor) -> tuple[Tensor, Tensor]:
+        units = [each / (each.norm(dim=1, keepdim=True) + self.epsilon) for each in (embedding, self.weights)]
+        scores = F.linear(*units)
         return self.scale * scores, scores
 
 

@@ -18,6 +18,7 @@ __all__ = [
     "distill",
     "distill_elementwise",
     "margin_ranking",
+    "mean_over",
     "nca",
     "pod",
     "soft_cross_entropy",
@@ -84,6 +85,16 @@ def margin_ranking(scores: Tensor, targets: Tensor, old: int, k: int, margin: fl
     hardest = scores[:, old:].topk(min(k, scores.shape[1] - old), dim=1).values
     violation = (margin - scores.gather(1, targets.unsqueeze(1)) + hardest).clamp(min=0).mean(1)
     return (violation * of_old).sum() / of_old.sum().clamp(min=1)
+
+
+def mean_over(values: Tensor, which: Tensor) -> Tensor:
+    """The mean of some of the values; 0 where there are none.
+
+    Args:
+        values: any shape; finite, the others too.
+        which: bool, of the same shape.
+    """
+    return torch.where(which, values, 0.0).sum() / which.sum().clamp(min=1)
 
 
 def nca(logits: Tensor, targets: Tensor, margin: float = 0.0) -> Tensor:

@@ -33,7 +33,7 @@ from tests import fake
 pytestmark = pytest.mark.slow
 
 STORED = Path(__file__).parent / "assets" / "first_losses.json"
-METHODS = ("ft", "eeil", "lucir", "podnet", "ssil", "afc", "wa", "two-phases")
+METHODS = ("ft", "eeil", "lucir", "podnet", "ssil", "afc", "wa", "er-ace", "two-phases")
 NORMS = ("bn", "tbbn", "cn", "gn")
 PRESET = {
     "method": "ft",
@@ -55,6 +55,7 @@ TERMS = {
     "ssil": {"main": ["separated-ce", "taskwise-distill"]},
     "afc": {"main": ["nca", "importance-weighted"], "balanced": ["nca", "importance-weighted"]},
     "wa": {"main": ["ce", "distill"]},
+    "er-ace": {"main": ["ce-current", "ce-past"]},
     "two-phases": {"main": ["ce", "distil"], "tail": ["ce", "distil"]},
 }
 

@@ -26,7 +26,7 @@ from tests import fake
 pytestmark = pytest.mark.slow
 
 STORED = Path(__file__).parent / "assets" / "same_numbers.json"
-METHODS = ("ft", "eeil", "lucir", "podnet", "ssil", "afc", "wa")
+METHODS = ("ft", "eeil", "lucir", "podnet", "ssil", "afc", "wa", "er-ace")
 NORMS = ("bn", "tbbn")
 PRESET = {
     "method": "ft",

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from cilnorm.batch import Batch, Composition, Task
-from cilnorm.heads import Linear, align
+from cilnorm.heads import FixedCosine, Linear, align
 from cilnorm.method import Method, Past, Phase, Step
 from cilnorm.network import Network, Output
+from cilnorm_methods.er_ace import ERACE
 from cilnorm_methods.wa import WA
 from tests.golden import METHODS, Golden, check, names
 
@@ -81,7 +82,7 @@ def test_the_alignment_of_wa(name: str) -> None:
     for rows in (slice(known), slice(known, None)):
         net.head.grow(len(weight[rows]))
         net.head.double().imprint(weight[rows])
-        nn.init.zeros_(net.head.blocks[-1].bias).data += bias[rows]
+        net.head.blocks[-1].bias.data = bias[rows]
     factor = align(weight, known)
     WA(bias=True).remember(net, task_of(golden), list)
     biases = torch.cat([block.bias for block in net.head.blocks])
@@ -101,3 +102,51 @@ def test_without_a_bias_aligned_weights_are_aligned_logits() -> None:
     check(embedding @ weight.T, torch.cat([before[:, :known], factor * before[:, known:]], dim=1), EXACT, "weights")
     corrected = torch.cat([logits[:, :known], factor * logits[:, known:]], dim=1)
     held(golden, {"corrected_logits": corrected})
+
+
+def ace_task(golden: Golden, old: int) -> Task:
+    """A task whose last class is the highest that was met: in a classifier that grows all classes have been met."""
+    met = [*golden.arrays["seen_before"].tolist(), *golden.arrays["targets"].tolist()]
+    return Task(1, (old, max(met) + 1 - old)) if old else Task(0, (max(met) + 1,))
+
+
+@pytest.mark.parametrize(("name", "old"), [("er_ace_0", 10), ("er_ace_1", 0), ("er_ace_2", 8)])
+def test_er_ace(name: str, old: int) -> None:
+    """Mammoth's: no mask in the first task, nor replay; where its buffer has rows of new classes, ours has none."""
+    golden = Golden(name, METHODS)
+    method, task = ERACE(mask_first_task=False, highest=True), ace_task(golden, old)
+    logits, buffered = tensor(golden, "logits", grad=True), tensor(golden, "buffer_logits", grad=True)
+    targets, stored = tensor(golden, "targets"), tensor(golden, "buffer_targets")
+    terms = terms_of(method, logits, None, targets, task)
+    held(golden, {"loss_current": terms["ce-current"]}, {"grad_logits": logits})
+    if not task.index:
+        assert "ce-past" not in terms
+    elif int(stored.max()) < old:
+        assert terms["ce-past"].item() == 0
+        terms = terms_of(method, torch.cat([logits, buffered]), None, torch.cat([targets, stored]), task)
+        gradients = {"grad_logits": logits, "grad_buffer_logits": buffered}
+        held(golden, {"loss": sum(terms.values()), "loss_buffer": terms["ce-past"]}, gradients)
+
+
+@pytest.mark.parametrize(("name", "old"), [("er_ace_authors_0", 0), ("er_ace_authors_1", 10)])
+def test_er_ace_of_its_authors(name: str, old: int) -> None:
+    golden = Golden(name, METHODS)
+    logits = tensor(golden, "logits", grad=True)
+    terms = terms_of(ERACE(highest=True), logits, None, tensor(golden, "targets"), ace_task(golden, old))
+    held(golden, {"loss_current": terms["ce-current"]}, {"grad_logits": logits})
+    paper = terms_of(ERACE(), logits, None, tensor(golden, "targets"), ace_task(golden, old))
+    assert paper["ce-current"] < terms["ce-current"], "classes to come compete in the authors' code alone"
+
+
+def test_the_classifier_of_er_ace() -> None:
+    golden = Golden("er_ace_head_0", METHODS)
+    features, weight = tensor(golden, "features", grad=True), tensor(golden, "weight")
+    head = FixedCosine(weight.shape[1], golden.meta["scale"], golden.meta["epsilon"])
+    head.grow(len(weight))
+    head.double().imprint(weight)
+    logits, _ = head(features)
+    held(golden, {"scores": logits})
+    upstream = (logits * tensor(golden, "upstream")).sum()
+    gradients = torch.autograd.grad(upstream, [features, head.blocks[0].weight])
+    for key, gradient in zip(("grad_features", "grad_weight"), gradients, strict=True):
+        check(gradient, golden.expected(key, torch.float64), EXACT, key)
