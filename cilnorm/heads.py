@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["Cosine", "Expanding", "Head", "Linear", "Proxies", "align"]
+__all__ = ["Cosine", "Expanding", "FixedCosine", "Head", "Linear", "Proxies", "align"]
 
 
 class Head(nn.Module):
@@ -39,6 +39,9 @@ class Head(nn.Module):
         for block in self.blocks:
             cast(nn.Linear, block).reset_parameters()
 
+    def constrain(self) -> None:
+        """Brings the weights back to where they may be; called after each step of training. Default: anywhere."""
+
     def newest(self) -> Iterator[nn.Parameter]:
         """The parameters of the newest block, and those that all blocks share."""
         yield from self.blocks[-1].parameters()
@@ -50,10 +53,25 @@ class Head(nn.Module):
 
 
 class Linear(Head):
-    """One affine layer a task; its outputs stand side by side."""
+    """One affine layer a task; its outputs stand side by side.
+
+    Args:
+        bias: whether the layers have one.
+        non_negative: whether weights below 0 are set to 0 after each step (WA, section 4.2).
+    """
+
+    def __init__(self, dim: int, bias: bool = True, non_negative: bool = False) -> None:
+        super().__init__(dim)
+        self.bias, self.non_negative = bias, non_negative
 
     def grow(self, classes: int) -> None:
-        self.blocks.append(nn.Linear(self.dim, classes))
+        self.blocks.append(nn.Linear(self.dim, classes, self.bias))
+
+    def constrain(self) -> None:
+        if self.non_negative:
+            with torch.no_grad():
+                for block in self.blocks:
+                    cast(nn.Linear, block).weight.clamp_(min=0)
 
     def forward(self, embedding: Tensor) -> tuple[Tensor, Tensor]:
         logits = torch.cat([block(embedding) for block in self.blocks], dim=1)
@@ -133,6 +151,29 @@ class Cosine(Head):
 
     def forward(self, embedding: Tensor) -> tuple[Tensor, Tensor]:
         scores = F.linear(F.normalize(embedding, dim=1), F.normalize(self.weights, dim=1))
+        return self.scale * scores, scores
+
+
+class FixedCosine(Head):
+    """scores = f · w / ((‖f‖ + ε) (‖w‖ + ε)), logits = σ · scores, σ fixed.
+
+    Chen et al., https://arxiv.org/abs/1904.04232, as the code of ER-ACE has it.
+
+    Args:
+        scale: σ.
+        epsilon: ε.
+    """
+
+    def __init__(self, dim: int, scale: float = 10.0, epsilon: float = 1e-5) -> None:
+        super().__init__(dim)
+        self.scale, self.epsilon = scale, epsilon
+
+    def grow(self, classes: int) -> None:
+        self.blocks.append(nn.Linear(self.dim, classes, bias=False))
+
+    def forward(self, embedding: Tensor) -> tuple[Tensor, Tensor]:
+        units = [each / (each.norm(dim=1, keepdim=True) + self.epsilon) for each in (embedding, self.weights)]
+        scores = F.linear(*units)
         return self.scale * scores, scores
 
 

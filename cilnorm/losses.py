@@ -18,8 +18,10 @@ __all__ = [
     "distill",
     "distill_elementwise",
     "margin_ranking",
+    "mean_over",
     "nca",
     "pod",
+    "soft_cross_entropy",
     "weighted_map_distance",
 ]
 
@@ -34,6 +36,18 @@ def distill(new: Tensor, old: Tensor, temperature: float) -> Tensor:
     """
     log_new, log_old = F.log_softmax(new / temperature, dim=1), F.log_softmax(old / temperature, dim=1)
     return temperature**2 * F.kl_div(log_new, log_old, reduction="batchmean", log_target=True)
+
+
+def soft_cross_entropy(new: Tensor, old: Tensor, temperature: float) -> Tensor:
+    """−Σ_c softmax(old / τ)_c log softmax(new / τ)_c.
+
+    Distillation as WA, BiC and PyCIL's iCaRL write it: without the factor τ², so its gradient is that of ``distill``
+    divided by τ². Its least value is the entropy of softmax(old / τ), not 0.
+
+    Args:
+        new, old: logits (N, classes).
+    """
+    return F.cross_entropy(new / temperature, (old / temperature).softmax(1))
 
 
 def distill_elementwise(new: Tensor, old: Tensor, temperature: float) -> Tensor:
@@ -71,6 +85,16 @@ def margin_ranking(scores: Tensor, targets: Tensor, old: int, k: int, margin: fl
     hardest = scores[:, old:].topk(min(k, scores.shape[1] - old), dim=1).values
     violation = (margin - scores.gather(1, targets.unsqueeze(1)) + hardest).clamp(min=0).mean(1)
     return (violation * of_old).sum() / of_old.sum().clamp(min=1)
+
+
+def mean_over(values: Tensor, which: Tensor) -> Tensor:
+    """The mean of some of the values; 0 where there are none.
+
+    Args:
+        values: any shape; finite, the others too.
+        which: bool, of the same shape.
+    """
+    return torch.where(which, values, 0.0).sum() / which.sum().clamp(min=1)
 
 
 def nca(logits: Tensor, targets: Tensor, margin: float = 0.0) -> Tensor:

@@ -210,11 +210,13 @@ class Method:
             current rows alone.
         released: what the released code does differently, by field: the method's own hyperparameters, and fields of
             the protocol as ``protocol.FIELD``. Applied by ``protocol: released``.
+        pycil: what PyCIL's port of the method does differently, likewise.
     """
 
     signed_embedding: ClassVar[bool] = False
     exemplar_free: ClassVar[bool] = False
     released: ClassVar[Mapping[str, Any]] = {}
+    pycil: ClassVar[Mapping[str, Any]] = {}
 
     def head(self, dim: int) -> Head:
         """The classifier of a ``dim``-dimensional embedding."""
@@ -252,6 +254,10 @@ class Method:
         raise NotImplementedError
 
     def remember(self, net: Network, task: Task, batches: Callable[[], Iterable[Batch]]) -> Past | None:
-        """What the next tasks need of this one. Default: a frozen copy of the network, in evaluation mode."""
+        """What the next tasks need of this one. Default: a frozen copy of the network, in evaluation mode.
+
+        A method that corrects the trained network (WA's alignment) does so here, before the copy: what is left is what
+        chooses exemplars, is tested and is trained on.
+        """
         teacher = copy.deepcopy(net).eval()
         return Past(teacher.requires_grad_(False))

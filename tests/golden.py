@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 FOLDER = Path(__file__).parent / "assets" / "golden"
 FURTHER = FOLDER.with_name("golden-norms")  # of norms that the TBBN paper doesn't compare
+METHODS = FOLDER.with_name("golden-methods")  # likewise of methods; meta has the ``kind`` and its settings
 
 
 class Golden:

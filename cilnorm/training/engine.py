@@ -148,6 +148,7 @@ class Engine:
         if len(self._noise):
             self._add_noise()
         self.optimizer.step()
+        self.net.head.constrain()
         for name, term in terms.items():
             if name not in self._sums:
                 self._sums[name] = torch.zeros_like(term.detach())

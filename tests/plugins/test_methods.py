@@ -15,15 +15,17 @@ from cilnorm import hookspecs
 from cilnorm.batch import Batch, Composition, Task
 from cilnorm.experiment.runner import run
 from cilnorm.losses import nca
-from cilnorm.method import Past, Phase, Schedule
-from cilnorm.network import Network
+from cilnorm.method import Past, Phase, Schedule, Step
+from cilnorm.network import Network, Output
 from cilnorm.registry import Registry, load
 from cilnorm.spec import Settings, resolve
 from cilnorm_methods.afc import AFC
 from cilnorm_methods.eeil import EEIL
+from cilnorm_methods.er_ace import ERACE
 from cilnorm_methods.lucir import LUCIR
 from cilnorm_methods.podnet import PODNet
 from cilnorm_methods.ssil import SSIL
+from cilnorm_methods.wa import WA
 from tests import fake
 from tests.conftest import TINY
 
@@ -153,6 +155,8 @@ def test_afc_measures_on_current_and_remembered_images_without_a_cut(tmp_path: P
         ("ssil", {"distilled": "newest"}, {"current_rows": "task", "drop_last": False, "epoch": "cycle"}),
         ("podnet", {}, {"herding": "icarl", "herd_again": False, "budget": "floor", "keep": "last"}),
         ("afc", {}, {"herding": "icarl", "epoch": "passes", "validation": 0.0, "test_images": "all"}),
+        ("er-ace", {"highest": True, "cosine": True}, {"herding": "greedy", "epoch": "passes", "budget": "floor"}),
+        ("wa", {}, {"herding": "greedy", "epoch": "passes", "keep": "last", "budget": "floor"}),
     ],
 )
 def test_the_released_protocol(registry: Registry, name: str, fields: dict[str, Any], protocol: dict[str, Any]) -> None:
@@ -184,3 +188,57 @@ def test_the_scale_starts_at_one_unless_told_otherwise(method: type[LUCIR] | typ
 def test_aliases(registry: Registry) -> None:
     builds = {"ss-il": SSIL, "ucir": LUCIR, "eeil": EEIL, "podnet": PODNet, "afc": AFC}
     assert {name: registry.methods[name].build for name in builds} == builds
+
+
+def test_wa_clips_weights_after_each_step_and_not_those_of_pycil() -> None:
+    for method in (WA(), WA(bias=True, non_negative=False)):
+        torch.manual_seed(0)
+        net = Network(nn.Linear(3, 4), method.head(4))
+        method.grow(net, Task(0, (3,)), list)
+        assert (net.head.blocks[0].bias is not None) is method.bias
+        before = net.head.weights.detach().clone()
+        net.head.constrain()
+        assert torch.equal(net.head.weights, before.clamp(min=0) if method.non_negative else before)
+        assert before.min() < 0
+
+
+def test_wa_tests_teaches_and_goes_on_with_the_aligned_network(tmp_path: Path) -> None:
+    """Rows of every block are as long as the first block's, on average, once a task has ended."""
+    registry = load(extra=[fake], strict=True)
+    spec = resolve("tiny", registry, Settings({"tiny": TINY}, {}), method="wa", norm="tbbn", tasks=3)
+    result = run(spec, tmp_path / "run", device="cpu", registry=registry)
+    saved = torch.load(result.folder / "checkpoints" / "last.pt", weights_only=True)
+    for state in (saved["net"], saved["past"]):
+        rows = [state[f"head.blocks.{task}.weight"].norm(dim=1) for task in range(3)]
+        torch.testing.assert_close(rows[2].mean(), torch.cat(rows[:2]).mean())
+        assert all((state[f"head.blocks.{task}.weight"] >= 0).all() for task in range(3))
+        assert "head.blocks.0.bias" not in state
+
+
+@pytest.mark.parametrize(
+    ("options", "pushed"),
+    [
+        ({}, {3}),
+        ({"highest": True}, {3, 5}),
+        ({"competing": "task"}, {3, 4, 5}),
+    ],
+)
+def test_whom_current_rows_of_er_ace_push_down(options: dict[str, Any], pushed: set[int]) -> None:
+    """Of three old and three new classes; the rows are two of class 3, whichever their order, and one of class 1."""
+    for order in ([0, 1, 2], [1, 2, 0]):
+        targets = torch.tensor([3, 3, 1])[order]
+        logits = torch.randn(3, 6, requires_grad=True)
+        nothing = torch.empty(0)
+        step = Step(
+            Output(logits, logits, nothing, []), None, None, Batch(nothing, targets, Composition(3, 0, 1)),
+            Task(1, (3, 3)), Phase(), Network(nn.Identity(), ERACE().head(2)),
+        )  # fmt: skip
+        terms = ERACE(**options).loss(step)
+        current, past = (
+            torch.autograd.grad(terms[f"ce-{kind}"], logits, retain_graph=True)[0] for kind in ("current", "past")
+        )
+        moved = {int(column) for column in current.abs().sum(0).nonzero()[:, 0]}
+        assert moved == (pushed if len(pushed) > 1 else set())  # a class that competes with nobody is not moved
+        assert not current[targets == 1].any()
+        assert not past[targets == 3].any()
+        assert past[targets == 1].all(), "stored rows see every class"

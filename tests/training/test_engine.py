@@ -103,7 +103,7 @@ def learned(engine: Engine, feeds: list[EpochBatches]) -> tuple[list[dict[str, f
     return terms, {name: tensor.clone() for name, tensor in engine.net.state_dict().items()}
 
 
-METHODS = ["ft", "eeil", "lucir", "podnet", "ssil", "afc"]
+METHODS = ["ft", "eeil", "lucir", "podnet", "ssil", "afc", "wa", "er-ace"]
 
 
 @pytest.mark.parametrize("method", METHODS)
