@@ -26,6 +26,17 @@ def test_a_table_from_python(tmp_path: Path) -> None:
     assert (tmp_path / "tables" / "small" / "table.tex").is_file()
 
 
+@pytest.mark.slow
+def test_a_replay_loop_of_one_s_own(tmp_path: Path) -> None:
+    script = ROOT / "examples" / "replay_loop.py"
+    assert len(script.read_text(encoding="utf-8").splitlines()) < 80
+    done = subprocess.run([sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = [[float(value) for value in line.split()] for line in done.stdout.splitlines()]
+    assert [len(line) for line in lines] == [1, 2, 3]
+    assert lines[2][2] > 25  # of the last task, among 15 classes; chance is 7
+
+
 def test_every_script_has_a_test() -> None:
     tested = Path(__file__).read_text(encoding="utf-8")
     assert [script.name for script in SCRIPTS if script.name not in tested] == []

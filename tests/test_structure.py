@@ -29,6 +29,7 @@ MAY_IMPORT = {
     "results": {"vocabulary", "data", "settings", "training", "spec", "storage", "experiment"},
     "sweep": {"vocabulary", "data", "settings", "training", "spec", "storage"},
     "api": {"vocabulary", "data", "settings", "training", "spec", "storage", "experiment", "results", "sweep"},
+    "integrations": {"vocabulary"},
     "cli": {"vocabulary", "data", "settings", "training", "spec", "storage", "experiment", "results", "sweep", "api"},
 }
 # What a plugin may import from cilnorm: these paths are promised, whoever writes the plugin.
@@ -142,6 +143,17 @@ def test_plugins_import_what_is_public_and_never_one_another() -> None:
                 wrong.append(f"{named(path)} imports {other}, which is not for plugins")
             if package in PLUGINS and package != own:
                 wrong.append(f"{named(path)} imports {other}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_integrations_import_what_is_public() -> None:
+    allowed = {f"cilnorm.{name}" for name in PUBLIC}
+    wrong = [
+        f"{named(path)} imports {other}, which is not public"
+        for path in (ROOT / "cilnorm" / "integrations").glob("*.py")
+        for other, package in within_cilnorm(path)
+        if package != "integrations" and other not in allowed
+    ]
     assert not wrong, "\n".join(wrong)
 
 
