@@ -158,11 +158,13 @@ class Method:
 
     Attributes:
         signed_embedding: whether the backbone's last ReLU is left out.
+        needs_maps: whether the loss looks at stage maps, so that a backbone without any is refused before training.
         released: what the released code does differently, by field: the method's own hyperparameters, and fields of
             the protocol as ``protocol.FIELD``. Applied by ``protocol: released``.
     """
 
     signed_embedding: ClassVar[bool] = False
+    needs_maps: ClassVar[bool] = False
     released: ClassVar[Mapping[str, Any]] = {}
 
     def head(self, dim: int) -> Head:

@@ -12,7 +12,7 @@ from torch import nn
 
 from cilnorm.batch import CompositionAware, CompositionWarning
 from cilnorm.data.pixel_cache import image_set
-from cilnorm.images import ImageSet
+from cilnorm.images import DatasetError, ImageSet
 from cilnorm.method import Method
 from cilnorm.network import Network
 from cilnorm.norms import finish_norms
@@ -89,6 +89,11 @@ def assemble(spec: Spec, registry: Registry, device: torch.device, data_root: Pa
     with contain_exit(f"the data set {spec.dataset}"):
         source = registry.datasets[spec.dataset].build(data_root, **spec.dataset_options)
     images = image_set(source)
+    if not images.digest:
+        raise DatasetError(
+            f"the data set {spec.dataset} has no digest, by which a resumed run knows its images again; its plugin "
+            "must give ImageSet.digest, the SHA-256 of pixels and labels"
+        )
     if spec.classes is not None and spec.classes > images.classes:
         raise SpecError(f"{spec.dataset} has {images.classes} classes, not {spec.classes}")
     order = _order(spec, images.classes)[: spec.classes]
@@ -105,6 +110,7 @@ def assemble(spec: Spec, registry: Registry, device: torch.device, data_root: Pa
             backbone = build(norm, signed_embedding=method.signed_embedding, **spec.backbone_options)
             finish_norms(backbone, registry.norms[spec.norm])
             _check_statistics(spec, backbone)
+            _check_maps(spec, method, backbone, images)
             net = Network(backbone, method.head(backbone.dim)).to(device).to(memory_format=torch.channels_last)
     except (ValueError, TypeError) as error:
         raise SpecError(str(error)) from error
@@ -141,6 +147,21 @@ def _pixels(spec: Spec, images: ImageSet, device: torch.device) -> tuple[Pixels,
     except torch.OutOfMemoryError as error:
         taken = (images.train_images.nbytes + images.test_images.nbytes) / 1e9
         raise SpecError(f"the images of {spec.dataset} take {taken:.1f} GB, which {device} does not have") from error
+
+
+def _check_maps(spec: Spec, method: Method, backbone: nn.Module, images: ImageSet) -> None:
+    """Refuses a backbone without stage maps under a method that compares them.
+
+    Raises:
+        SpecError: names both.
+    """
+    if not method.needs_maps:
+        return
+    with torch.no_grad():
+        _, maps = backbone.eval()(torch.zeros(1, *images.train_images.shape[1:]))
+    backbone.train()
+    if not maps:
+        raise SpecError(f"{spec.method} compares stage maps, and the backbone {spec.backbone} gives none")
 
 
 def _check_statistics(spec: Spec, backbone: nn.Module) -> None:

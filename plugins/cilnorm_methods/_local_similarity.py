@@ -84,6 +84,7 @@ class LocalSimilarity(Method):
     """
 
     signed_embedding: ClassVar[bool] = True
+    needs_maps: ClassVar[bool] = True
     # The code of these papers is their authors' own, which knows nothing of the differences of the TBBN experiments.
     released: ClassVar[Mapping[str, Any]] = {
         "protocol.epoch": "passes",
