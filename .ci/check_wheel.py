@@ -8,7 +8,7 @@ from pathlib import Path
 root = Path(__file__).resolve().parent.parent
 [wheel] = Path(sys.argv[1]).glob("*.whl")
 packages = [root / "cilnorm", *sorted((root / "plugins").glob("cilnorm_*"))]
-SHIPPED = {".py", ".html", ".yaml", ".txt"}
+SHIPPED = {".py", ".html", ".yaml", ".txt", ".jinja"}
 wanted = {
     path.relative_to(home.parent).as_posix()
     for home in packages

@@ -22,7 +22,7 @@ def noise(root: Path | None, *, classes: int = 100, train: int = 500, test: int 
         return images, torch.arange(classes).repeat(count)
 
     names = tuple(f"noise {number}" for number in range(classes))
-    return ImageSet(*split(train), *split(test), names, (0.5,) * 3, (0.29,) * 3)
+    return ImageSet(*split(train), *split(test), names, (0.5,) * 3, (0.29,) * 3, digest="of-noise")
 
 
 @hookimpl

@@ -28,7 +28,7 @@ class ImageSet:
         test_images, test_labels: likewise.
         class_names: one a class.
         mean, std: per-channel statistics of images scaled to [0, 1].
-        digest: SHA-256 of pixels and labels, hexadecimal.
+        digest: SHA-256 of pixels and labels, hexadecimal; a run refuses a set without one.
         notice: a warning for the user; empty where there is none.
         file: one that holds nothing but the pixels of all training images and then of all test images, if there is one;
             what does not fit the device is read from it.

@@ -208,6 +208,7 @@ class Method:
         signed_embedding: whether the backbone's last ReLU is left out.
         exemplar_free: whether the method can learn without exemplars (``memory: 0``); batches of later tasks then hold
             current rows alone.
+        needs_maps: whether the loss looks at stage maps, so that a backbone without any is refused before training.
         released: what the released code does differently, by field: the method's own hyperparameters, and fields of
             the protocol as ``protocol.FIELD``. Applied by ``protocol: released``.
         pycil: what PyCIL's port of the method does differently, likewise.
@@ -215,6 +216,7 @@ class Method:
 
     signed_embedding: ClassVar[bool] = False
     exemplar_free: ClassVar[bool] = False
+    needs_maps: ClassVar[bool] = False
     released: ClassVar[Mapping[str, Any]] = {}
     pycil: ClassVar[Mapping[str, Any]] = {}
 

@@ -28,9 +28,14 @@ MAY_IMPORT = {
     "experiment": {"vocabulary", "data", "settings", "training", "spec", "storage"},
     "results": {"vocabulary", "data", "settings", "training", "spec", "storage", "experiment"},
     "sweep": {"vocabulary", "data", "settings", "training", "spec", "storage"},
+    "starter": {"vocabulary"},
+    "testing": {"vocabulary", "settings", "training", "spec", "storage", "experiment"},
     "api": {"vocabulary", "data", "settings", "training", "spec", "storage", "experiment", "results", "sweep"},
     "integrations": {"vocabulary"},
-    "cli": {"vocabulary", "data", "settings", "training", "spec", "storage", "experiment", "results", "sweep", "api"},
+    "cli": {
+        *("vocabulary", "data", "settings", "training", "spec", "storage", "experiment", "results", "sweep", "api"),
+        *("testing", "starter"),
+    },
 }
 # What a plugin may import from cilnorm: these paths are promised, whoever writes the plugin.
 PUBLIC = {

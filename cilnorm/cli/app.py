@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cilnorm.cli.authors import commands as authors
 from cilnorm.cli.care import commands as care
 from cilnorm.cli.data import commands as data
 from cilnorm.cli.output import lasting_output
@@ -33,6 +34,7 @@ app.add_typer(showing)
 app.add_typer(commands)
 app.add_typer(care)
 app.add_typer(data)
+app.add_typer(authors)
 Name = Annotated[str | None, typer.Option()]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Strict = Annotated[bool, typer.Option("--strict", help="A plugin that can't be loaded is an error.")]

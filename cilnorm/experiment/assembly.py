@@ -114,6 +114,11 @@ def assemble(spec: Spec, registry: Registry, device: torch.device, data_root: Pa
     with contain_exit(f"the data set {spec.dataset}"):
         source = registry.datasets[spec.dataset].build(data_root, **spec.dataset_options)
     images = image_set(source)
+    if not images.digest:
+        raise DatasetError(
+            f"the data set {spec.dataset} has no digest, by which a resumed run knows its images again; its plugin "
+            "must give ImageSet.digest, the SHA-256 of pixels and labels"
+        )
     if spec.classes is not None and spec.classes > images.classes:
         raise SpecError(f"{spec.dataset} has {images.classes} classes, not {spec.classes}")
     order = _order(spec, images.classes)[: spec.classes]
@@ -130,6 +135,7 @@ def assemble(spec: Spec, registry: Registry, device: torch.device, data_root: Pa
         with initial_weights(spec.seed), contain_exit(f"the network {spec.backbone} with {spec.norm}"):
             net = method.network(_builder(spec, registry, method.signed_embedding))
             _check_statistics(spec, net.backbone)
+            _check_maps(spec, method, net.backbone, images)
             net = net.to(device).to(memory_format=torch.channels_last)
     except (ValueError, TypeError) as error:
         raise SpecError(str(error)) from error
@@ -177,6 +183,21 @@ def _pixels(spec: Spec, images: ImageSet, device: torch.device) -> tuple[Pixels,
         ) from error
     except OSError as error:
         raise DatasetError(in_words(error)) from error
+
+
+def _check_maps(spec: Spec, method: Method, backbone: nn.Module, images: ImageSet) -> None:
+    """Refuses a backbone without stage maps under a method that compares them.
+
+    Raises:
+        SpecError: names both.
+    """
+    if not method.needs_maps:
+        return
+    with torch.no_grad():
+        _, maps = backbone.eval()(torch.zeros(1, *images.train_images.shape[1:]))
+    backbone.train()
+    if not maps:
+        raise SpecError(f"{spec.method} compares stage maps, and the backbone {spec.backbone} gives none")
 
 
 def _check_statistics(spec: Spec, backbone: nn.Module) -> None:

@@ -84,6 +84,7 @@ class LocalSimilarity(Method):
     """
 
     signed_embedding: ClassVar[bool] = True
+    needs_maps: ClassVar[bool] = True
     released: ClassVar[Mapping[str, Any]] = AUTHORS_PROTOCOL
 
     proxies: int = 10
