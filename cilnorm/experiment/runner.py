@@ -163,7 +163,8 @@ def _learn(run: _Run, registry: Registry) -> Result:
         changed = folder.write_environment(registry, parts.device, parts.images, parts.order, parts.train.shape)
         if state.task < len(parts.tasks(spec)):  # who reads the summary of a finished run finds it finished
             folder.write_summary("running", state.matrix, state.by_head, state.by_view)
-        tell(_began(run))
+        at = len(parts.tasks(spec)), parts.images.notice, state.steps, list(state.matrix)
+        tell(RunBegan.of(spec, str(folder.path), *at))
         if changed:
             tell(Warned(f"going on in another environment, which may change the numbers: {'; '.join(changed)}"))
         for task in parts.tasks(spec)[state.task :]:
@@ -189,23 +190,6 @@ def _learn(run: _Run, registry: Registry) -> Result:
         summary = folder.write_summary("finished", state.matrix, state.by_head, state.by_view, **facts)
     tell(RunEnded(summary))
     return Result(folder.path, state.matrix, summary)
-
-
-def _began(run: _Run) -> RunBegan:
-    spec = run.spec
-    return RunBegan(
-        folder=str(run.folder.path),
-        tasks=len(run.parts.tasks(spec)),
-        notice=run.parts.images.notice,
-        steps=run.state.steps,
-        matrix=list(run.state.matrix),
-        method=spec.method,
-        norm=spec.norm,
-        backbone=spec.backbone,
-        dataset=spec.dataset,
-        preset=spec.preset,
-        seed=spec.seed,
-    )
 
 
 def _train(run: _Run, task: Task, phase: Phase) -> None:

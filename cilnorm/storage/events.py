@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from cilnorm.spec import Spec
 
 __all__ = [
     "AccuracyMeasured",
@@ -65,6 +68,14 @@ class RunBegan(Event):
     dataset: str
     preset: str
     seed: int
+
+    @classmethod
+    def of(
+        cls, spec: Spec, folder: str, tasks: int, notice: str, steps: int, matrix: Sequence[Sequence[float]]
+    ) -> RunBegan:
+        """The event for a run of ``spec``."""
+        named = (spec.method, spec.norm, spec.backbone, spec.dataset, spec.preset, spec.seed)
+        return cls(folder, tasks, notice, steps, matrix, *named)
 
 
 @dataclass(frozen=True)

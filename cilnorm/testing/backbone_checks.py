@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -82,9 +84,9 @@ def every_norm(record: Backbone) -> None:
     """Each of the shelf, a step with each."""
     for norm in registries.load().norms.values():
         said = f"it can't be trained with the norm {norm.name}"
-        net = attempt(lambda norm=norm: finish_norms(built(record, norm.build), norm), said)
+        net = finish_norms(built(record, norm.build), norm)
         toys.tell(net)
-        out = attempt(lambda net=net: net(toys.rows(3, SIDE, SIDE)), said)
+        out = attempt(partial(net, toys.rows(3, SIDE, SIDE)), said)
         out[0].square().sum().backward()
         none = [name for name, parameter in net.named_parameters() if parameter.grad is None]
         wants(not none, f"{said}: {none[:1]} has no gradient")
@@ -117,7 +119,8 @@ def copies(record: Backbone) -> None:
 def two_tasks(record: Backbone) -> None:
     registry = toys.registry_with("backbone", record)
     for method, norm in (("ft", "tbbn"), ("podnet", "bn")):
-        result = toys.toy_run(registry, method=method, norm=norm, backbone=record.name, **{"dataset.size": SIDE})
+        asked: dict[str, Any] = {"method": method, "norm": norm, "backbone": record.name, "dataset.size": SIDE}
+        result = toys.toy_run(registry, **asked)
         if len(result.matrix) != 2:
             raise Broken(f"a run of {method} over two tasks did not end")
 

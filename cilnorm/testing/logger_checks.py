@@ -6,6 +6,7 @@ import importlib.util
 import tempfile
 from collections.abc import Callable, Iterator
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 
 from cilnorm.experiment.loggers import Loggers
@@ -39,7 +40,7 @@ def takes_events(record: Logger) -> None:
             RunHalted("task 1", "RuntimeError: of a check"),
         ]
         for event in events:
-            attempt(lambda event=event: logger(event.as_dict()), f"it can't take the event {event.kind!r}")
+            attempt(partial(logger, event.as_dict()), f"it can't take the event {event.kind!r}")
         close = getattr(logger, "close", None)
         if close is not None:
             attempt(close, "close() failed after a run that failed")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -159,7 +160,7 @@ def compiled(record: Norm) -> None:
     torch._dynamo.reset()
     layer, x = made(record).double(), rows(CHANNELS, 4, 4, dtype=torch.float64)
     try:
-        other = torch.compile(copy.deepcopy(layer), fullgraph=True, backend="aot_eager")
+        other: Any = torch.compile(copy.deepcopy(layer), fullgraph=True, backend="aot_eager")
         found = stepped(other, x)
     except Exception as error:
         raise Broken(

@@ -71,7 +71,7 @@ def registry_with(kind: str = "", record: Record | None = None) -> Registry:
     shelves = {"dataset": {"toy-images": Dataset("toy-images", images)}}
     if record is not None:
         shelves.setdefault(kind, {})[record.name] = record  # type: ignore[assignment]
-    changed = {}
+    changed: dict[str, Any] = {}
     for shelf in registry.shelves:
         if shelf.kind in shelves:
             changed[f"{shelf.kind}s"] = replace(shelf, records={**shelf.records, **shelves[shelf.kind]})
