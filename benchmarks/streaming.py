@@ -52,7 +52,7 @@ def stepper(spec: Spec, registry: Registry, root: Path | None) -> Callable[[], A
     parts = assemble(spec, registry, CPU, root)
     first, task = parts.stream.tasks[:2]
     for each in (first, task):
-        parts.net.head.grow(each.new)
+        parts.net.grow(each.new)
     memory = torch.cat([rows[:20] for rows in parts.stream.by_class(first)])
     engine = Engine(parts.net, parts.method, task, Phase(), spec.schedule, None)
     sources = [RowSource(parts.stream.train(task), spec.rows[0], "current"), RowSource(memory, spec.rows[1], "past")]

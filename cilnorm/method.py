@@ -1,4 +1,4 @@
-"""What a method answers: a frozen dataclass of hyperparameters and six questions, five of which have a default."""
+"""What a method answers: a frozen dataclass of hyperparameters and seven questions, six of which have a default."""
 
 from __future__ import annotations
 

@@ -279,9 +279,8 @@ def _feed(run: _Run, plan: EpochPlan, position: tuple[int, ...]) -> EpochBatches
 
 def _seen_batches(run: _Run, task: Task) -> EpochBatches:
     """One pass over all that the task was trained on, current and remembered, for methods that measure something."""
-    spec, state = run.spec, run.state
+    spec, state, rows = run.spec, run.state, sum(run.spec.rows)
     pool = torch.cat([run.parts.stream.train(task), state.memory.indices])
-    rows = sum(spec.rows)
     composition, position = Composition.of_one_kind(rows, task.index), (task.index, state.phase)
     plan = plan_epoch([RowSource(pool, rows, "seen")], composition, Protocol(), spec.seed, position, 0)
     return _feed(run, plan, (*position, 0))

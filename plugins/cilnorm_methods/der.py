@@ -5,7 +5,7 @@
 
 Yan, Xie and He, "DER: Dynamically Expandable Representation for Class Incremental Learning", CVPR 2021,
 https://arxiv.org/abs/2103.16788, sections 3.2 to 3.4. The paper's channel masks were never released and are not here.
-``released`` is the authors' code; ``balance: align`` is PyCIL's.
+``released`` is the authors' code.
 Different here: the second phase takes the new classes' exemplars, not images drawn for it, and ``warm_up`` leaves the
 main phase no momentum.
 """
@@ -45,6 +45,7 @@ class DER(Method):
     """
 
     released: ClassVar = {**AUTHORS_PROTOCOL, "warm_up": 0.0625, "keep_head": False, "bias": False, "normal_head": True}
+    pycil: ClassVar = {"balance": "align"}
 
     auxiliary: float = 1.0
     extractor: Start = "copy"

@@ -6,8 +6,7 @@
 
 Wang et al., "FOSTER: Feature Boosting and Compression for Class-Incremental Learning", ECCV 2022,
 https://arxiv.org/abs/2204.04662. KD has no factor τ²; φ_o and O stand still; the student starts as they are. Tables mix
-the ``teacher`` (both branches), whose curves the authors log, with the ``student``, of which their claim of one
-backbone speaks; both are scored. Their runs on CIFAR have AutoAugment and Cutout, which no other method's have.
+the ``teacher`` (both branches), whose curves the authors log, with the ``student``, the paper's one backbone.
 """
 
 from __future__ import annotations
@@ -36,14 +35,15 @@ class FOSTER(Method):
         temperature (τ): of both distillations.
         boosting_beta (β₁): one value a task from the second on, the last one for all others too.
         compression_beta (β₂): the same in compression, for all tasks.
-        compression_epochs: length of compression as a part of the run's epochs; authors: 130 of 170.
-        compression_decay: its weight decay; authors: 0.
+        compression_epochs: its length as a part of the run's epochs; authors: 130 of 170.
+        compression_decay: its weight decay.
         extractor: a new one's weights at the start: a copy of the old one's, or fresh ones.
         scored: which network fills the accuracy matrix; the other one's is beside it.
         herded: by whose embedding exemplars are chosen.
     """
 
     released: ClassVar = {**AUTHORS_PROTOCOL, "scored": "teacher"}
+    pycil: ClassVar = {"scored": "teacher"}
 
     distillation: float = 1.0
     temperature: float = 2.0

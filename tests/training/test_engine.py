@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from cilnorm.batch import Composition, Task
 from cilnorm.experiment.runner import resume, run
 from cilnorm.method import Method, Phase, Schedule
-from cilnorm.network import Network
 from cilnorm.norms import finish_norms
 from cilnorm.registry import Registry, load
 from cilnorm.spec import Spec, SpecError
@@ -78,13 +77,16 @@ def learner(
     how: Method = registry.methods[method].build()
     phase = Phase(gradient_noise=0.01 if method == "eeil" else 0.0)
     backbone = "tiny" if device.type == "cpu" else "resnet8"
-    body = registry.backbones[backbone].build(registry.norms[norm].build, signed_embedding=how.signed_embedding)
-    finish_norms(body, registry.norms[norm])
-    net = Network(body, how.head(body.dim))
-    net.head.grow(3)
+
+    def build() -> nn.Module:
+        body = registry.backbones[backbone].build(registry.norms[norm].build, signed_embedding=how.signed_embedding)
+        return finish_norms(body, registry.norms[norm])
+
+    net = how.network(build)
+    net.grow(3)
     net = net.to(device)
     past = how.remember(net, Task(0, SIZES), lambda: iter([first_task_batch(device)]))
-    net.head.grow(3)
+    net.grow(3)
     return made(net.to(device), how, TASK, phase, SCHEDULE, past, 0, **named)
 
 
@@ -103,7 +105,7 @@ def learned(engine: Engine, feeds: list[EpochBatches]) -> tuple[list[dict[str, f
     return terms, {name: tensor.clone() for name, tensor in engine.net.state_dict().items()}
 
 
-METHODS = ["ft", "eeil", "lucir", "podnet", "ssil", "afc", "wa", "er-ace"]
+METHODS = ["ft", "eeil", "lucir", "podnet", "ssil", "afc", "wa", "er-ace", "der"]
 
 
 @pytest.mark.parametrize("method", METHODS)
