@@ -212,7 +212,7 @@ class Method:
         needs_maps: whether the loss looks at stage maps, so that a backbone without any is refused before training.
         released: what the released code does differently, by field: the method's own hyperparameters, and fields of
             the protocol as ``protocol.FIELD``. Applied by ``protocol: released``.
-        pycil: what PyCIL's port of the method does differently, likewise.
+        pycil: what PyCIL's code of the method does differently, likewise. Applied by ``protocol: pycil``.
     """
 
     signed_embedding: ClassVar[bool] = False

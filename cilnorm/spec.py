@@ -305,14 +305,13 @@ def _flatten(values: Options, space: Space, method: Record) -> dict[str, Any]:
 
 
 def _protocol(name: str, method: Record) -> dict[str, Any]:
-    """All fields of a named protocol, what belongs to it besides, and with ``released`` what the method's code does."""
+    """All fields of a named protocol, what belongs to it besides, and what its code of the method does differently."""
     name = name.casefold()
     check_known("protocol", [name], PROTOCOLS)
     flat = {f"protocol.{key}": value for key, value in {**dataclasses.asdict(Protocol()), **PROTOCOLS[name]}.items()}
     flat |= BESIDES.get(name, {})
-    if name == "released":
-        own = getattr(method.build, "released", {})
-        flat |= {key if key.startswith("protocol.") else f"method.{key}": value for key, value in own.items()}
+    own = getattr(method.build, name, {}) if name in ("released", "pycil") else {}
+    flat |= {key if key.startswith("protocol.") else f"method.{key}": value for key, value in own.items()}
     return flat
 
 

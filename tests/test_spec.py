@@ -428,6 +428,16 @@ def test_pycils_protocol_is_a_set_of_fields_each_of_which_can_be_set_alone(regis
     assert (later.epochs, later.milestones, later.weight_decay, later.momentum) == (170, (80, 120), 2e-4, 0.9)
 
 
+def test_pycils_protocol_brings_what_its_code_of_the_method_does(registry: Registry) -> None:
+    wa = resolve("cifar100", registry, method="wa", protocol="pycil").method_options
+    assert (wa["bias"], wa["non_negative"]) == (True, False)
+    assert resolve("cifar100", registry, method="der", protocol="pycil").method_options["balance"] == "align"
+    assert resolve("cifar100", registry, method="der").method_options["balance"] == "retrain"
+    for method in ("wa", "der"):
+        spec = resolve("cifar100-pycil", registry, method=method)
+        assert spec.method_options == resolve("cifar100", registry, method=method, protocol="pycil").method_options
+
+
 @pytest.mark.parametrize("number", [1, 2, 3])
 def test_orders_that_papers_use_have_names(number: int, registry: Registry) -> None:
     order = resolve("cifar100", registry, class_order=f"podnet-{number}").class_order

@@ -109,9 +109,12 @@ def _facts(kind: str, record: Record) -> dict[str, str]:
             facts["chosen on held-out images unless set"] = "; ".join(
                 f"{option} among {', '.join(map(str, values))}" for option, values in tune.items()
             )
-    released: Mapping[str, Any] = getattr(record.build, "released", {}) if kind == "method" else {}
-    if released:
-        facts["with --protocol released"] = ", ".join(f"{key} {_plain(value)}" for key, value in released.items())
+    for protocol in ("released", "pycil") if kind == "method" else ():
+        own: Mapping[str, Any] = getattr(record.build, protocol, {})
+        if own:
+            facts[f"with --protocol {protocol}"] = ", ".join(f"{key} {_plain(value)}" for key, value in own.items())
+    if kind == "method" and getattr(record.build, "exemplar_free", False):
+        facts["without exemplars (memory 0)"] = "possible"
     return facts
 
 

@@ -52,7 +52,7 @@ class Protocol:
         mirrored_means: with ``classifier: nme``, whether mirror images of exemplars count where training mirrors, as in
             the code of iCaRL (PyCIL: no).
         head_start: how the weights of new classes start in a linear head. ``torch``: uniform in ±1/√dim, the bias, too;
-            ``kaiming``: uniform in ±√(3/dim), without bias (PyCIL).
+            ``kaiming``: uniform in ±√(3/dim), the bias 0 (PyCIL).
         herd_again: rank stored exemplars anew after every task instead of cutting their lists (released).
     """
 

@@ -45,6 +45,7 @@ class DER(Method):
     """
 
     released: ClassVar = {**AUTHORS_PROTOCOL, "warm_up": 0.0625, "keep_head": False, "bias": False, "normal_head": True}
+    pycil: ClassVar = {"balance": "align"}
 
     auxiliary: float = 1.0
     extractor: Start = "copy"

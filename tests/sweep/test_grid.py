@@ -151,8 +151,8 @@ PODNET_B50 = [64.83, 63.19, 60.72, 57.98, 66.49, 64.98, 63.89]
         ("podnet-b50", "cifar100-podnet-b50", {"class_order": "podnet-3"}, PODNET_B50),
         ("podnet-b50", "imagenet100-podnet-b50", {}, [75.54, 74.33, 68.31, 62.48, None, None, None]),
         ("lucir-b50", "cifar100-podnet-b50", {"class_order": 1993}, [63.42, 60.18]),
-        ("survey-b0", "cifar100-pycil", {}, [59.31, 58.2]),
-        ("der-b0", "cifar100-der", {}, [58.66, 58.17, 58.03, 53.97, None]),
+        ("survey-b0", "cifar100-pycil", {}, [59.31, 58.2, 67.09, 64.65, 69.74, 67.99]),
+        ("der-b0", "cifar100-der", {}, [58.66, 58.17, 58.03, 53.97, 69.46, 67.33, 75.36, 74.09, None]),
     ],
 )  # fmt: skip
 def test_the_tables_that_people_know_have_their_values_beside_them(
