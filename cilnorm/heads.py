@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["Cosine", "Expanding", "FixedCosine", "Head", "Linear", "Proxies", "align"]
+__all__ = ["Cosine", "Expanding", "FixedCosine", "Head", "HeadStart", "Linear", "Proxies", "align"]
+
+HeadStart = Literal["torch", "kaiming"]
 
 
 class Head(nn.Module):
@@ -58,14 +60,32 @@ class Linear(Head):
     Args:
         bias: whether the layers have one.
         non_negative: whether weights below 0 are set to 0 after each step (WA, section 4.2).
+
+    Attributes:
+        start: how a new block starts. ``torch``: uniform in ±1/√dim, weights and bias; ``kaiming``: weights uniform in
+            ±√(3/dim), He et al. with a gain of 1, and a bias of 0.
     """
+
+    start: HeadStart = "torch"
 
     def __init__(self, dim: int, bias: bool = True, non_negative: bool = False) -> None:
         super().__init__(dim)
         self.bias, self.non_negative = bias, non_negative
 
     def grow(self, classes: int) -> None:
-        self.blocks.append(nn.Linear(self.dim, classes, self.bias))
+        self.blocks.append(self._started(nn.Linear(self.dim, classes, self.bias)))
+
+    def redraw(self) -> None:
+        super().redraw()
+        for block in self.blocks:
+            self._started(cast(nn.Linear, block))
+
+    def _started(self, block: nn.Linear) -> nn.Linear:
+        if self.start == "kaiming":
+            nn.init.kaiming_uniform_(block.weight, nonlinearity="linear")
+            if block.bias is not None:
+                nn.init.zeros_(block.bias)
+        return block
 
     def constrain(self) -> None:
         if self.non_negative:

@@ -27,7 +27,7 @@ AUTHORS_PROTOCOL: Mapping[str, Any] = {
     "protocol.herd_again": False,
 }
 Embed = Callable[[Tensor], Tensor]
-Rows = Literal["mixed", "doubled", "balanced", "even"]
+Rows = Literal["mixed", "doubled", "balanced", "even", "seen"]
 Annealing = Literal["steps", "cosine", "cosine-at-once", "rise"]
 
 
@@ -152,7 +152,8 @@ class Phase:
         name: for the log.
         rows: ``mixed``: current and past rows in the run's ratio; ``doubled``: the same, with current rows drawn from
             the current images and twice the memory; ``balanced``: equally many images of every seen class;
-            ``even``: the memory and as many random current images. The last two have no current/past cut.
+            ``even``: the memory and as many random current images; ``seen``: every training image of every task so far,
+            as no learner with a memory could. The last three have no current/past cut.
         schedule: one of its own, or told in terms of the run's; None for the run's.
         backbone: its mode; in ``eval`` its norms use, and keep, their running statistics.
         gradient_noise: η of normal noise of standard deviation η / (1 + epoch)^0.55 on every gradient; 0 for none.
@@ -211,7 +212,7 @@ class Method:
         needs_maps: whether the loss looks at stage maps, so that a backbone without any is refused before training.
         released: what the released code does differently, by field: the method's own hyperparameters, and fields of
             the protocol as ``protocol.FIELD``. Applied by ``protocol: released``.
-        pycil: what PyCIL's port of the method does differently, likewise.
+        pycil: what PyCIL's code of the method does differently, likewise. Applied by ``protocol: pycil``.
     """
 
     signed_embedding: ClassVar[bool] = False

@@ -17,6 +17,7 @@ __all__ = [
     "TABULATED",
     "as_matrix",
     "average_per_task",
+    "calibration_error",
     "forgetting_per_task",
     "mean_and_deviation",
     "mean_text",
@@ -35,10 +36,33 @@ def as_matrix(rows: Sequence[Sequence[float]]) -> NDArray[np.float64]:
     return matrix
 
 
-def average_per_task(matrix: ArrayLike) -> NDArray[np.float64]:
-    """A_t = mean of acc[t, u] over u <= t, (T,)."""
+def average_per_task(matrix: ArrayLike, sizes: Sequence[int] = ()) -> NDArray[np.float64]:
+    """A_t = mean of acc[t, u] over u <= t, (T,).
+
+    Args:
+        sizes: classes of each task; where they differ the mean is over classes, so that A_t is the accuracy on the test
+            images of all seen classes, as papers with a larger first task report it.
+    """
     lower = np.tril(np.asarray(matrix, dtype=float))
+    if len(set(sizes[: len(lower)])) > 1:
+        weights = np.asarray(sizes[: len(lower)], dtype=float)
+        return (lower @ weights) / weights.cumsum()
     return lower.sum(1) / np.arange(1, len(lower) + 1)
+
+
+def calibration_error(confidence: ArrayLike, correct: ArrayLike, bins: int = 15) -> float:
+    """Expected calibration error in [0, 1]: |accuracy - mean confidence| of each bin, weighed by its images.
+
+    Guo et al., ICML 2017, https://arxiv.org/abs/1706.04599, section 2, with bins of equal width.
+
+    Args:
+        confidence: the probability given to the predicted class, (n,).
+        correct: whether that is the right one, (n,).
+    """
+    confident, right = np.asarray(confidence, dtype=float), np.asarray(correct, dtype=float)
+    at = np.clip(np.ceil(confident * bins).astype(int) - 1, 0, bins - 1)
+    gaps = np.bincount(at, right - confident, minlength=bins)
+    return float(np.abs(gaps).sum() / len(confident))
 
 
 def forgetting_per_task(matrix: ArrayLike) -> NDArray[np.float64]:
@@ -54,8 +78,11 @@ def forgetting_per_task(matrix: ArrayLike) -> NDArray[np.float64]:
     return forgotten
 
 
-def summarise(matrix: ArrayLike) -> dict[str, float]:
+def summarise(matrix: ArrayLike, sizes: Sequence[int] = ()) -> dict[str, float]:
     """The summaries of a run, in the unit of the matrix.
+
+    Args:
+        sizes: classes of each task, which weigh in A_f and A_a where they differ, see ``average_per_task``.
 
     Returns:
         ``A_f``: mean accuracy after the last task. ``A_a``: mean of A_t over tasks. ``F``: forgetting, mean over all T
@@ -64,7 +91,7 @@ def summarise(matrix: ArrayLike) -> dict[str, float]:
         acc[T, u] - acc[u, u] over old tasks (https://arxiv.org/abs/1706.08840).
     """
     lower = np.tril(np.asarray(matrix, dtype=float))
-    tasks, averages, forgotten = len(lower), average_per_task(lower), forgetting_per_task(lower)
+    tasks, averages, forgotten = len(lower), average_per_task(lower, sizes), forgetting_per_task(lower)
     old = max(tasks - 1, 1)
     learned = np.diag(lower)
     return {

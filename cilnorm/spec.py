@@ -29,7 +29,7 @@ from cilnorm.training.fast_engines import EngineName
 from cilnorm.training.memory import per_class
 from cilnorm.training.pixels import Augmentation
 from cilnorm.training.precision import Precision
-from cilnorm.training.protocol import PROTOCOLS, Protocol, task_sizes
+from cilnorm.training.protocol import BESIDES, PROTOCOLS, Protocol, task_sizes
 from cilnorm.training.streamed_images import Residence
 from cilnorm.values import SpecError, coerced
 
@@ -77,7 +77,7 @@ class Spec:
         statistics: what becomes of the norm's running statistics from task to task, if it has any.
         seed: of everything random.
         class_order: None: ``seed`` draws it, as in the released code; a seed of its own (1993: the permutation that
-            much of the field uses); or the data set's labels in the order of learning.
+            much of the field uses); a name (``podnet-1``); or the data set's labels in the order of learning.
             See ``cilnorm.settings.class_order``.
     """
 
@@ -305,13 +305,13 @@ def _flatten(values: Options, space: Space, method: Record) -> dict[str, Any]:
 
 
 def _protocol(name: str, method: Record) -> dict[str, Any]:
-    """All fields of a named protocol, and with ``released`` what the method's released code does differently."""
+    """All fields of a named protocol, what belongs to it besides, and what its code of the method does differently."""
     name = name.casefold()
     check_known("protocol", [name], PROTOCOLS)
     flat = {f"protocol.{key}": value for key, value in {**dataclasses.asdict(Protocol()), **PROTOCOLS[name]}.items()}
-    if name == "released":
-        own = getattr(method.build, "released", {})
-        flat |= {key if key.startswith("protocol.") else f"method.{key}": value for key, value in own.items()}
+    flat |= BESIDES.get(name, {})
+    own = getattr(method.build, name, {}) if name in ("released", "pycil") else {}
+    flat |= {key if key.startswith("protocol.") else f"method.{key}": value for key, value in own.items()}
     return flat
 
 

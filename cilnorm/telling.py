@@ -108,15 +108,18 @@ def needs_rows(model: nn.Module) -> bool:
     return any(isinstance(module, RowsAware) and module.needs_rows for module in _modules(model))
 
 
-def tell_batch(model: nn.Module, batch: Batch, task: Task) -> Telling:
+def tell_batch(model: nn.Module, batch: Batch, task: Task, every: bool = False) -> Telling:
     """Tells the layers that need it the task and label of every row; nothing is read back from the device.
 
     The others go by the batch's composition, which ``Network.observe`` tells.
+
+    Args:
+        every: tell all that can be told of rows, since nobody knows the batch's composition.
     """
     tasks = task.of(batch.targets)
     telling = Telling(Rows(tasks < task.index, task.index, tasks, batch.targets, classes=(task.old, task.new)))
     for module in _modules(model):
-        if isinstance(module, RowsAware) and module.needs_rows:
+        if isinstance(module, RowsAware) and (every or module.needs_rows):
             module.receive(telling, telling.rows)
     return telling
 

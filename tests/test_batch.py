@@ -40,6 +40,14 @@ def test_composition_admits_exactly_what_can_be(current: int, past: int, task: i
             Composition(current, past, task)
 
 
+def test_compositions_that_differ_in_nothing_but_classes_are_equal() -> None:
+    told = Composition(48, 16, 1, (50, 10))
+    assert told == Composition(48, 16, 1)
+    assert hash(told) == hash(Composition(48, 16, 1))
+    assert (told.classes, Composition(48, 16, 1).classes) == ((50, 10), None)
+    assert "classes" not in repr(told)
+
+
 @pytest.mark.parametrize("counts", [(-1, 2, 1), (2, -1, 1), (2, 1, -1)])
 def test_composition_refuses_negative_counts(counts: tuple[int, int, int]) -> None:
     with pytest.raises(ValueError, match="negative"):

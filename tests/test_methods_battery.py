@@ -34,7 +34,7 @@ from tests import fake
 pytestmark = pytest.mark.slow
 
 STORED = Path(__file__).parent / "assets" / "first_losses.json"
-METHODS = ("ft", "eeil", "lucir", "podnet", "ssil", "afc", "wa", "er-ace", "der", "foster", "two-phases")
+METHODS = ("ft", "eeil", "lucir", "podnet", "ssil", "afc", "wa", "er-ace", "der", "foster", "joint", "two-phases")
 NORMS = ("bn", "tbbn", "cn", "gn")
 PRESET = {
     "method": "ft",
@@ -59,6 +59,7 @@ TERMS = {
     "foster": {"boosting": ["ce", "feature-ce", "distill"], "compression": ["balanced-distill"]},
     "wa": {"main": ["ce", "distill"]},
     "er-ace": {"main": ["ce-current", "ce-past"]},
+    "joint": {"main": ["ce"]},
     "two-phases": {"main": ["ce", "distil"], "tail": ["ce", "distil"]},
 }
 
@@ -208,6 +209,9 @@ def test_the_balanced_phase_is_balanced_and_the_main_phase_is_not(cell: Cell) ->
         if visit.phase.rows == "balanced":
             assert composition.past == 0
             assert set(counts.tolist()) == {len(targets) // visit.engine.task.seen}
+        elif visit.phase.rows == "seen":
+            assert composition == Composition(16, 0, 1)
+            assert counts.min() > len(targets) / visit.engine.task.seen / 2  # every task's images, old ones too
         elif visit.task:
             assert composition == Composition(12, 4, 1)
             assert all((rows[:12] >= 2).all() and (rows[12:] < 2).all() for rows in visit.targets)
@@ -267,7 +271,7 @@ def test_the_released_protocol_runs_to_its_end(registry: Registry, method: str) 
     visits = watched(registry, method, "tbbn", protocol="released")
     last = visits[-1]
     rows = {composition.past for composition in last.compositions}
-    assert rows == ({0} if last.phase.rows == "balanced" else {4})
+    assert rows == ({0} if last.phase.rows in ("balanced", "seen") else {4})
     if method in ("eeil", "lucir"):  # their current rows come from current and memory images
         assert any((targets[:12] < 2).any() for targets in visits[1].targets)
     if method == "eeil":

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from cilnorm.metrics import as_matrix, average_per_task, forgetting_per_task, summarise
+from cilnorm.metrics import as_matrix, average_per_task, calibration_error, forgetting_per_task, summarise
 from tests import golden as gold
 
 
@@ -68,3 +68,34 @@ def test_rows_of_a_run_become_a_matrix() -> None:
 def test_one_task_forgets_nothing() -> None:
     summary = summarise([[70.0]])
     assert summary == {"A_f": 70.0, "A_a": 70.0, "F": 0.0, "forgetting": 0.0, "A_l": 70.0, "BWT": 0.0}
+
+
+# Tasks of several sizes, calibration
+
+
+def test_classes_weigh_where_tasks_differ_in_their_number() -> None:
+    """A_t is the accuracy on the test images of all seen classes: 50 of a first task, 10 of each other."""
+    matrix = as_matrix([[80.0], [70.0, 90.0], [60.0, 50.0, 95.0]])
+    averages = average_per_task(matrix, (50, 10, 10))
+    after = [80.0, (50 * 70 + 10 * 90) / 60, (50 * 60 + 10 * 50 + 10 * 95) / 70]
+    np.testing.assert_allclose(averages, after, rtol=1e-12)
+    summary, plain = summarise(matrix, (50, 10, 10)), summarise(matrix)
+    assert summary["A_f"] == pytest.approx(after[-1])
+    assert summary["A_a"] == pytest.approx(sum(after) / 3)
+    assert all(summary[name] == plain[name] for name in ("F", "forgetting", "A_l", "BWT"))
+
+
+@given(matrices(), st.integers(1, 60))
+def test_equal_tasks_weigh_as_before_to_the_bit(acc: NDArray[np.float64], size: int) -> None:
+    assert summarise(acc, (size,) * len(acc)) == summarise(acc)
+
+
+def test_calibration_error_is_its_definition() -> None:
+    assert calibration_error([1.0, 1.0], [1, 1]) == 0
+    assert calibration_error([1.0, 1.0], [0, 0]) == 1
+    assert calibration_error([0.75] * 4, [1, 1, 1, 0]) == pytest.approx(0)
+    random = np.random.RandomState(0)
+    confidence, correct = random.rand(200), random.rand(200) < 0.6
+    bins = [(at / 15 < confidence) & (confidence <= (at + 1) / 15) for at in range(15)]
+    gaps = [abs(correct[b].mean() - confidence[b].mean()) * b.sum() / 200 for b in bins if b.any()]
+    assert calibration_error(confidence, correct) == pytest.approx(sum(gaps))

@@ -83,3 +83,18 @@ def test_growing_a_head_leaves_old_outputs_as_they_were() -> None:
     logits, scores = head(embedding)
     assert torch.equal(logits[:, :2], before)
     assert torch.equal(logits, scores)
+
+
+def test_a_linear_head_may_start_as_pycils() -> None:
+    """Uniform in ±√(3/dim), no bias; the old block stays as it is."""
+    torch.manual_seed(0)
+    head = Linear(48)
+    head.start = "kaiming"
+    head.grow(200)
+    first = head.blocks[0]
+    assert isinstance(first, nn.Linear)
+    assert first.weight.abs().max().item() == pytest.approx((3 / 48) ** 0.5, rel=0.01)
+    assert not first.bias.any()
+    before = first.weight.clone()
+    head.grow(5)
+    assert torch.equal(head.weights[:200], before)

@@ -166,3 +166,14 @@ def test_presets_of_photographs(preset: str, rows: int, epochs: int, stem: int, 
     with torch.no_grad():
         maps = net(torch.zeros(1, 3, given, given))[1]
     assert maps[0].shape[2] == stem
+
+
+@pytest.mark.parametrize("method", ["podnet", "afc"])
+def test_podnet_and_afc_may_run_their_authors_protocol(method: str, shelves: Registry) -> None:
+    spec, in_ten = (resolve(name, shelves, method=method) for name in ("cifar100-podnet-b50", "cifar100-podnet"))
+    assert spec.sizes(100) == (50, 10, 10, 10, 10, 10)
+    assert [spec.exemplars(seen) for seen in (50, 60, 100)] == [20, 20, 20]
+    assert sum(spec.rows) == 128
+    assert spec.protocol == dataclasses.replace(in_ten.protocol, batches="shuffled")
+    assert (spec.schedule, spec.augmentation) == (in_ten.schedule, in_ten.augmentation)
+    assert resolve("cifar100-podnet-b50", shelves, method=method, increment=5).sizes(100) == (50, *(5,) * 10)

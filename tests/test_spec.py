@@ -73,7 +73,7 @@ def test_values_of_ones_own(asked: dict[str, Any], found: Callable[[Spec], bool]
         ({"norm": 3}, "norm: expected a name, found 3"),
         (
             {"protocol": "releasd"},
-            r"no protocol called 'releasd'; did you mean 'released'\? there are corrected, released",
+            r"no protocol called 'releasd'; did you mean 'released'\? there are corrected, pycil, released",
         ),
         ({"epoch": 3}, r"protocol\.epoch: 3 is none of passes, cycle"),
         ({"epocs": 3}, r"no key called 'epocs'; did you mean 'epochs'\?"),
@@ -410,3 +410,38 @@ def test_the_first_tasks_own_schedule_moves_along_with_the_epochs(registry: Regi
     assert (short.first_epochs, short.first_milestones) == (20, (6, 12, 17))
     fixed = resolve("pycil", registry, preset, epochs=17, first_epochs=3, first_milestones=[]).schedule
     assert (fixed.first_epochs, fixed.first_milestones) == (3, ())
+
+
+def test_pycils_protocol_is_a_set_of_fields_each_of_which_can_be_set_alone(registry: Registry) -> None:
+    spec = resolve("cifar100", registry, protocol="pycil")
+    assert spec.protocol == Protocol(batches="shuffled", mirrored_means=False, head_start="kaiming")
+    assert (spec.rows, spec.class_order) == ((96, 32), 1993)
+    own = resolve("cifar100", registry, protocol="pycil", batches="stratified", rows="48:16", class_order=3)
+    assert own.protocol == Protocol(mirrored_means=False, head_start="kaiming")
+    assert (own.rows, own.class_order) == ((48, 16), 3)
+    assert resolve("cifar100", registry, batches="shuffled").protocol == Protocol(batches="shuffled")
+    whole = resolve("cifar100-pycil", registry)
+    assert whole.protocol == spec.protocol
+    assert (whole.rows, whole.class_order, whole.backbone) == ((96, 32), 1993, "resnet32-a")
+    first, later = whole.schedule.in_task(0), resolve("cifar100-pycil", registry, method="lucir").schedule.in_task(1)
+    assert (first.epochs, first.milestones, first.weight_decay) == (200, (60, 120, 170), 5e-4)
+    assert (later.epochs, later.milestones, later.weight_decay, later.momentum) == (170, (80, 120), 2e-4, 0.9)
+
+
+def test_pycils_protocol_brings_what_its_code_of_the_method_does(registry: Registry) -> None:
+    wa = resolve("cifar100", registry, method="wa", protocol="pycil").method_options
+    assert (wa["bias"], wa["non_negative"]) == (True, False)
+    assert resolve("cifar100", registry, method="der", protocol="pycil").method_options["balance"] == "align"
+    assert resolve("cifar100", registry, method="der").method_options["balance"] == "retrain"
+    for method in ("wa", "der"):
+        spec = resolve("cifar100-pycil", registry, method=method)
+        assert spec.method_options == resolve("cifar100", registry, method=method, protocol="pycil").method_options
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_orders_that_papers_use_have_names(number: int, registry: Registry) -> None:
+    order = resolve("cifar100", registry, class_order=f"podnet-{number}").class_order
+    assert isinstance(order, tuple)
+    assert sorted(order) == list(range(100))
+    assert order[:4] == {1: (87, 0, 52, 58), 2: (58, 30, 93, 69), 3: (71, 54, 45, 32)}[number]
+    assert resolve("cifar100", registry, class_order=f"PODNet-{number}").class_order == order

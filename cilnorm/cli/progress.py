@@ -27,6 +27,7 @@ class Display:
         self.console = console or Console(highlight=False)
         self._tasks, self._task, self._seen = 0, 0, 0
         self._terms, self._accuracy = "", ""
+        self._sizes: Sequence[int] = ()
         self._matrix: list[list[float]] = []
         self._parted = False  # whether another line was printed between two rows of the matrix
         self._printed = time.monotonic()
@@ -73,7 +74,7 @@ class Display:
         self._printed = time.monotonic()
 
     def _on_run(self, event: dict[str, Any]) -> None:
-        self._tasks = event["tasks"]
+        self._tasks, self._sizes = event["tasks"], event.get("sizes", ())
         what = " x ".join(event[name] for name in ("method", "norm", "backbone", "dataset"))
         self._print(escape(f"{what}, {self._tasks} tasks, seed {event['seed']}; folder {event['folder']}"))
         if event["notice"]:
@@ -93,7 +94,13 @@ class Display:
 
     def _print_row(self, row: Sequence[float]) -> None:
         cells = "".join(f"{half_up(value):>6}" for value in row)
-        self._print(f"task {len(row):>2}: [bold]{half_up(_mean(row)):>6}[/]{cells}")
+        self._print(f"task {len(row):>2}: [bold]{half_up(self._mean(row)):>6}[/]{cells}")
+
+    def _mean(self, row: Sequence[float]) -> float:
+        """Over tasks, or over classes where tasks differ in their number."""
+        sizes = self._sizes[: len(row)]
+        weights = sizes if len(set(self._sizes)) > 1 else [1] * len(row)
+        return sum(value * weight for value, weight in zip(row, weights, strict=True)) / sum(weights)
 
     def _on_warning(self, event: dict[str, Any]) -> None:
         self._print(f"[yellow]warning:[/] {escape(event['text'])}")
@@ -134,7 +141,7 @@ class Display:
     def _on_accuracy(self, event: dict[str, Any]) -> None:
         row = event["accuracy"]
         self._matrix.append(list(row))
-        self._accuracy = f"  accuracy {half_up(_mean(row))} %"
+        self._accuracy = f"  accuracy {half_up(self._mean(row))} %"
         self._print_row(row)
 
     def _on_finished(self, event: dict[str, Any]) -> None:
@@ -145,10 +152,6 @@ class Display:
             self._print(f"{_figures(event['by_head'])}  (by the head; above: by the nearest mean of exemplars, NME)")
         for view, metrics in event.get("by_view", {}).items():
             self._print(f"{_figures(metrics)}  (by the {view})")
-
-
-def _mean(row: Sequence[float]) -> float:
-    return sum(row) / len(row)
 
 
 def _figures(metrics: dict[str, Any]) -> str:

@@ -109,9 +109,12 @@ def _facts(kind: str, record: Record) -> dict[str, str]:
             facts["chosen on held-out images unless set"] = "; ".join(
                 f"{option} among {', '.join(map(str, values))}" for option, values in tune.items()
             )
-    released: Mapping[str, Any] = getattr(record.build, "released", {}) if kind == "method" else {}
-    if released:
-        facts["with --protocol released"] = ", ".join(f"{key} {_plain(value)}" for key, value in released.items())
+    for protocol in ("released", "pycil") if kind == "method" else ():
+        own: Mapping[str, Any] = getattr(record.build, protocol, {})
+        if own:
+            facts[f"with --protocol {protocol}"] = ", ".join(f"{key} {_plain(value)}" for key, value in own.items())
+    if kind == "method" and getattr(record.build, "exemplar_free", False):
+        facts["without exemplars (memory 0)"] = "possible"
     return facts
 
 
@@ -151,6 +154,19 @@ def _show_section(name: str, made: type) -> None:
     own = [option for key, option in options_of("", made).items() if key not in SECTIONS and "_options" not in key]
     rows = [_row(option) for option in own]
     print_table(f"options, as --set {example}NAME=VALUE", COLUMNS, rows)
+    if name == "protocol":
+        _show_protocols()
+
+
+def _show_protocols() -> None:
+    """The named sets of values."""
+    from cilnorm.training.protocol import BESIDES, PROTOCOLS
+
+    rows = []
+    for name, values in PROTOCOLS.items():
+        whole = {**values, **BESIDES.get(name, {})}
+        rows.append((name, ", ".join(f"{key} {_plain(value)}" for key, value in whole.items()) or "the defaults"))
+    print_table("named sets, as --protocol NAME", ("name", "what it sets"), rows)
 
 
 def _row(option: Option) -> tuple[str, ...]:

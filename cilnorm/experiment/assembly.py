@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from cilnorm.batch import CompositionAware, CompositionWarning, Task
 from cilnorm.data.pixel_cache import image_set
 from cilnorm.files import in_words
+from cilnorm.heads import Linear
 from cilnorm.images import DatasetError, ImageSet
 from cilnorm.method import Method
 from cilnorm.network import Network
@@ -136,6 +137,8 @@ def assemble(spec: Spec, registry: Registry, device: torch.device, data_root: Pa
             net = method.network(_builder(spec, registry, method.signed_embedding))
             _check_statistics(spec, net.backbone)
             _check_maps(spec, method, net.backbone, images)
+            if isinstance(net.head, Linear):
+                net.head.start = spec.protocol.head_start
             net = net.to(device).to(memory_format=torch.channels_last)
     except (ValueError, TypeError) as error:
         raise SpecError(str(error)) from error

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,14 +12,17 @@ from torch.nn import functional as F
 
 from cilnorm.batch import Task
 from cilnorm.experiment.assembly import Assembly
+from cilnorm.metrics import calibration_error
 from cilnorm.network import Network
 from cilnorm.spec import Spec
 from cilnorm.training.pixels import Pixels
 
 __all__ = [
+    "Measured",
     "class_means",
     "embed",
     "held_out_loss",
+    "measure",
     "measure_accuracy",
     "measure_classifier",
     "predict",
@@ -45,13 +50,10 @@ def predict(net: Network, pixels: Pixels, indices: Tensor, means: Tensor | None 
         means: unit vectors (seen, dim) of ``class_means``: the nearest one to the unit embedding decides, in place of
             the largest logit.
     """
-    batches = _in_batches(net, pixels, indices)
-    if means is None:
-        return torch.cat([logits.argmax(1) for _, logits in batches])
-    return torch.cat([torch.cdist(F.normalize(embedding, dim=1), means).argmin(1) for embedding, _ in batches])
+    return _scores(net, pixels, indices, means)[0].argmax(1)
 
 
-def class_means(net: Network, pixels: Pixels, exemplars: Sequence[Tensor]) -> Tensor:
+def class_means(net: Network, pixels: Pixels, exemplars: Sequence[Tensor], mirrored: bool = True) -> Tensor:
     """The direction of each class: its exemplars' mean unit embedding.
 
     iCaRL, https://arxiv.org/abs/1611.07725, algorithm 1. Mirror images count as well if training mirrors; the code of
@@ -59,13 +61,14 @@ def class_means(net: Network, pixels: Pixels, exemplars: Sequence[Tensor]) -> Te
 
     Args:
         exemplars: indices, one tensor a class.
+        mirrored: whether mirror images count at all.
 
     Returns:
         Unit vectors (classes, dim).
     """
-    means, mirrorings = [], (False, True) if pixels.augmentation.flip else (False,)
+    means, mirrorings = [], (False, True) if pixels.augmentation.flip and mirrored else (False,)
     for indices in exemplars:
-        ways = [torch.cat([e for e, _ in _in_batches(net, pixels, indices, mirrored)]) for mirrored in mirrorings]
+        ways = [torch.cat([e for e, _ in _in_batches(net, pixels, indices, flip)]) for flip in mirrorings]
         means.append(F.normalize(torch.cat(ways), dim=1).mean(0))
     return F.normalize(torch.stack(means), dim=1)
 
@@ -88,6 +91,64 @@ def scored_images(spec: Spec, indices: Tensor) -> Tensor:
     return indices[:whole] if spec.protocol.test_images == "full" and whole else indices
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What a network does on the images of each seen task, all in percent.
+
+    Attributes:
+        accuracy: among all classes seen.
+        confusion: one row a seen task, how many of its images were given a class of each seen task.
+        others: ``task_aware``: accuracy among the classes of the image's own task. ``top5``: how often the right class
+            is among the five first of all seen. ``ece_old``, ``ece_new``: expected calibration error of the head on
+            images of earlier tasks, if there are any, and of the newest.
+    """
+
+    accuracy: list[float]
+    confusion: list[list[int]]
+    others: dict[str, Any]
+
+
+def measure(spec: Spec, parts: Assembly, task: Task, means: Tensor | None = None) -> Measured:
+    """Scores the test or held-out images of every seen task; see ``predict`` for ``means``."""
+    stream, found = parts.stream, Measured([], [], {"task_aware": [], "top5": []})
+    images, pixels, targets = stream.test, parts.test, stream.test_targets
+    if spec.protocol.score == "validation":
+        images, pixels, targets = stream.validation, parts.train, stream.targets
+    ends = torch.tensor([seen.seen for seen in stream.tasks[: task.index + 1]])
+    confidence: list[Tensor] = []
+    for seen in stream.tasks[: task.index + 1]:
+        indices = scored_images(spec, images(seen))
+        right, columns = targets[indices], task.classes(seen.index)
+        scores, logits = (part.cpu() for part in _scores(parts.net, pixels, indices, means))
+        predicted = scores.argmax(1)
+        found.accuracy.append(_percent(predicted == right))
+        given = torch.bucketize(predicted, ends, right=True)
+        found.confusion.append(torch.bincount(given, minlength=len(ends)).tolist())
+        found.others["task_aware"].append(_percent(scores[:, columns].argmax(1) + columns.start == right))
+        five = scores.topk(min(5, scores.shape[1])).indices
+        found.others["top5"].append(_percent((five == right[:, None]).any(1)))
+        sure, by_head = logits.softmax(1).max(1)
+        confidence.append(torch.stack([sure, (by_head == right).to(sure)]))
+    *old, new = confidence
+    for name, parts_of in (("ece_old", old), ("ece_new", [new])):
+        if parts_of:
+            found.others[name] = 100 * calibration_error(*torch.cat(parts_of, dim=1).numpy())
+    return found
+
+
+def _scores(net: Network, pixels: Pixels, indices: Tensor, means: Tensor | None) -> tuple[Tensor, Tensor]:
+    """What decides the class, larger for the likelier ones, and the head's logits; (n, seen) each."""
+    batches = list(_in_batches(net, pixels, indices))
+    logits = torch.cat([logits for _, logits in batches])
+    if means is None:
+        return logits, logits
+    return torch.cat([-torch.cdist(F.normalize(embedding, dim=1), means) for embedding, _ in batches]), logits
+
+
+def _percent(correct: Tensor) -> float:
+    return 100 * int(correct.sum()) / len(correct)
+
+
 def measure_accuracy(
     spec: Spec, parts: Assembly, task: Task, means: Tensor | None = None
 ) -> tuple[list[float], list[list[int]]]:
@@ -96,27 +157,16 @@ def measure_accuracy(
     Returns:
         The percents, and, one row a seen task, how many of its images were given a class of each seen task.
     """
-    stream, percent, confusion = parts.stream, [], []
-    images, pixels, targets = stream.test, parts.test, stream.test_targets
-    if spec.protocol.score == "validation":
-        images, pixels, targets = stream.validation, parts.train, stream.targets
-    ends = torch.tensor([seen.seen for seen in stream.tasks[: task.index + 1]])
-    for seen in stream.tasks[: task.index + 1]:
-        indices = scored_images(spec, images(seen))
-        predicted = predict(parts.net, pixels, indices, means).cpu()
-        percent.append(100 * int((predicted == targets[indices]).sum()) / len(indices))
-        given = torch.bucketize(predicted, ends, right=True)
-        confusion.append(torch.bincount(given, minlength=len(ends)).tolist())
-    return percent, confusion
+    found = measure(spec, parts, task, means)
+    return found.accuracy, found.confusion
 
 
-def measure_classifier(
-    spec: Spec, parts: Assembly, task: Task, exemplars: Sequence[Tensor]
-) -> tuple[list[float], list[list[int]]]:
-    """What ``measure_accuracy`` returns, by the classifier that the spec names.
+def measure_classifier(spec: Spec, parts: Assembly, task: Task, exemplars: Sequence[Tensor]) -> Measured:
+    """What ``measure`` returns, by the classifier that the spec names.
 
     Args:
         exemplars: indices, one tensor a class.
     """
-    means = class_means(parts.net, parts.train, exemplars) if spec.classifier == "nme" else None
-    return measure_accuracy(spec, parts, task, means)
+    mirrored = spec.protocol.mirrored_means
+    means = class_means(parts.net, parts.train, exemplars, mirrored) if spec.classifier == "nme" else None
+    return measure(spec, parts, task, means)

@@ -49,7 +49,7 @@ def check_batches(spec: Spec, parts: Assembly) -> None:
         after = _exemplars(spec, task, [*stored, *new], met)
         for phase in parts.method.phases(task):
             try:
-                _check_phase(spec, parts, task, phase, (sum(new), sum(stored), sum(after)))
+                _check_phase(spec, parts, task, phase, (sum(new), sum(stored), sum(after), met))
             except (NoBatch, ValueError) as error:
                 raise SpecError(f"task {task.index + 1}, phase {phase.name}: {error}") from error
         stored = after
@@ -63,15 +63,18 @@ def _exemplars(spec: Spec, task: Task, images: list[int], met: int) -> list[int]
     return [min(budget, count) for count in images]
 
 
-def _check_phase(spec: Spec, parts: Assembly, task: Task, phase: Phase, images: tuple[int, int, int]) -> None:
-    """``images``: of the task, in the memory before it, and in the memory after it."""
+def _check_phase(spec: Spec, parts: Assembly, task: Task, phase: Phase, images: tuple[int, int, int, int]) -> None:
+    """``images``: of the task, in the memory before it, in the memory after it, and of all tasks so far."""
     if phase.rows == "balanced" and spec.protocol.herding == "reservoir":
         raise ValueError("herding: reservoir keeps different numbers of each class, and this phase wants equal ones")
-    current, past, after = (torch.arange(count) for count in images)
-    pool = after if phase.rows == "balanced" else draw_pool(phase.rows, current, past, spec.protocol, torch.Generator())
-    sources, composition = phase_sources(phase.rows, pool, past, spec.rows, task)
-    plan_epoch(sources, composition, spec.protocol, spec.seed, (task.index, 0), 0)
-    parts.net.observe(composition)
+    current, past, after, seen = (torch.arange(count) for count in images)
+    pool = {"balanced": after, "seen": seen}.get(phase.rows)
+    if pool is None:
+        pool = draw_pool(phase.rows, current, past, spec.protocol, torch.Generator())
+    sources, composition = phase_sources(phase.rows, pool, (images[0], past), spec.rows, task, spec.protocol)
+    plan = plan_epoch(sources, composition, spec.protocol, spec.seed, (task.index, 0), 0)
+    for told in dict.fromkeys(plan.compositions) or (plan.composition,):
+        parts.net.observe(told)
 
 
 def check_place(path: Path) -> None:

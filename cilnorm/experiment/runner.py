@@ -17,6 +17,7 @@ from cilnorm import registry as registries
 from cilnorm.batch import Composition, Task
 from cilnorm.experiment.assembly import Assembly, pick_device
 from cilnorm.experiment.evaluation import embed, held_out_loss, measure_accuracy, measure_classifier, scored_images
+from cilnorm.experiment.exemplars import memory_with
 from cilnorm.experiment.failures import RunStopped, record_failure
 from cilnorm.experiment.precise import measure_anew
 from cilnorm.experiment.trials import RunContext, assemble_first, choose_by_trials, is_begun
@@ -35,7 +36,6 @@ from cilnorm.training.batches import EpochBatches, draw_batches
 from cilnorm.training.engine import Engine
 from cilnorm.training.epoch_plan import EpochPlan, RowSource, draw_pool, phase_sources, plan_epoch
 from cilnorm.training.fast_engines import engine_class
-from cilnorm.training.memory import Draws, Memory
 from cilnorm.training.precision import Precision, choose_precision, matmul_precision
 from cilnorm.training.protocol import Protocol
 from cilnorm.training.randomness import generator, initial_weights
@@ -134,6 +134,7 @@ def _whole(context: RunContext, folder: RunFolder, spec: Spec, parts: Assembly |
 
 def _rest(context: RunContext, folder: RunFolder, spec: Spec, parts: Assembly) -> Result:
     """All that comes after the last checkpoint; the whole run where there is none."""
+    folder.sizes = tuple(task.new for task in parts.tasks(spec))
     state, warning = _checkpoints(spec, parts, folder).read(parts.net, parts.stream.tasks)
     folder.reopen(state.logged, state.matrix)
     tell = EventLog(folder, context.watch, state.seconds)
@@ -162,9 +163,9 @@ def _learn(run: _Run, registry: Registry) -> Result:
     with record_failure(spec, state, folder, tell, tasks=len(parts.tasks(spec))):
         changed = folder.write_environment(registry, parts.device, parts.images, parts.order, parts.train.shape)
         if state.task < len(parts.tasks(spec)):  # who reads the summary of a finished run finds it finished
-            folder.write_summary("running", state.matrix, state.by_head, state.by_view)
-        at = len(parts.tasks(spec)), parts.images.notice, state.steps, list(state.matrix)
-        tell(RunBegan.of(spec, str(folder.path), *at))
+            _write_summary(run, "running")
+        at = parts.images.notice, state.steps, list(state.matrix)
+        tell(RunBegan.of(spec, str(folder.path), folder.sizes, *at))
         if changed:
             tell(Warned(f"going on in another environment, which may change the numbers: {'; '.join(changed)}"))
         for task in parts.tasks(spec)[state.task :]:
@@ -177,17 +178,16 @@ def _learn(run: _Run, registry: Registry) -> Result:
             if spec.statistics.precise != "never":
                 measure_anew(spec, parts, state.memory, task)
             state.past = parts.method.remember(parts.net, task, partial(_seen_batches, run, task))
-            state.memory = _memory_with(run, task)
-            accuracy, by_head, by_view = _evaluate(run, task)
+            state.memory = memory_with(spec, parts, state.memory, task)
+            row = _evaluate(run, task)
             state.task, state.phase = task.index + 1, 0
-            tell(AccuracyMeasured(task.index + 1, accuracy, by_head, len(state.memory), by_view))
+            tell(row)
             folder.write_accuracy(state.matrix)
-            folder.write_summary("running", state.matrix, state.by_head, state.by_view)
+            _write_summary(run, "running")
             _save(run)
         title = f"{spec.method} x {spec.norm}, {spec.backbone}, {spec.dataset}, seed {spec.seed}"
-        draw_figures(folder.path / "figures", state.matrix, title)
-        facts = {"steps": state.steps, "seconds": round(tell.seconds, 2)}
-        summary = folder.write_summary("finished", state.matrix, state.by_head, state.by_view, **facts)
+        draw_figures(folder.path / "figures", state.matrix, title, folder.sizes)
+        summary = _write_summary(run, "finished", steps=state.steps, seconds=round(tell.seconds, 2))
     tell(RunEnded(summary))
     return Result(folder.path, state.matrix, summary)
 
@@ -257,8 +257,10 @@ def _grow(run: _Run, task: Task) -> None:
 def _pool(run: _Run, task: Task, phase: Phase) -> Tensor:
     """The images that a phase's first rows are drawn from, as ``Phase.rows`` says."""
     spec, state = run.spec, run.state
+    if phase.rows == "seen":
+        return torch.cat([run.parts.stream.train(seen) for seen in run.parts.stream.tasks[: task.index + 1]])
     if phase.rows == "balanced":
-        return _memory_with(run, task).indices
+        return memory_with(spec, run.parts, state.memory, task).indices
     stream = generator(spec.seed, "even", task.index, state.phase)
     return draw_pool(phase.rows, run.parts.stream.train(task), state.memory.indices, spec.protocol, stream)
 
@@ -267,7 +269,8 @@ def _plan(run: _Run, task: Task, phase: Phase, epoch: int) -> EpochPlan:
     """The epoch's rows."""
     spec, state = run.spec, run.state
     assert state.pool is not None
-    sources, composition = phase_sources(phase.rows, state.pool, state.memory.indices, spec.rows, task)
+    images = len(run.parts.stream.train(task)), state.memory.indices
+    sources, composition = phase_sources(phase.rows, state.pool, images, spec.rows, task, spec.protocol)
     return plan_epoch(sources, composition, spec.protocol, spec.seed, (task.index, state.phase), epoch)
 
 
@@ -286,39 +289,30 @@ def _seen_batches(run: _Run, task: Task) -> EpochBatches:
     return _feed(run, plan, (*position, 0))
 
 
-def _memory_with(run: _Run, task: Task) -> Memory:
-    """The memory with the task's classes in it, chosen by the network as it is."""
-    spec, state, stream = run.spec, run.state, run.parts.stream
-    protocol, draws = spec.protocol, Draws(spec.seed, task.index)
-    if protocol.herding == "reservoir":
-        met = sum(len(stream.train(earlier)) for earlier in stream.tasks[: task.index])
-        return state.memory.fill(stream.by_class(task), spec.memory, met, draws)
-    return state.memory.collect(
-        stream.by_class(task),
-        embed(run.parts.net, run.parts.train),
-        spec.exemplars(task.seen),
-        protocol.herding,
-        protocol.herd_again,
-        draws,
-    )
-
-
-def _evaluate(run: _Run, task: Task) -> tuple[list[float], list[float] | None, dict[str, list[float]] | None]:
-    """Adds the task's row to the matrix, and to their own those of the head and of other views; returns them all."""
+def _evaluate(run: _Run, task: Task) -> AccuracyMeasured:
+    """Adds the task's row to the matrix, and to their own those of the head and of other views; tells them all."""
     state, net, exemplars = run.state, run.parts.net, run.state.memory.exemplars
     by_head, by_view = None, {}
     for view in net.views[1:]:
         net.look(view)
-        by_view[view], _ = measure_classifier(run.spec, run.parts, task, exemplars)
+        by_view[view] = measure_classifier(run.spec, run.parts, task, exemplars).accuracy
         state.by_view.setdefault(view, []).append(by_view[view])
     net.look()
-    accuracy, confusion = measure_classifier(run.spec, run.parts, task, exemplars)
+    found = measure_classifier(run.spec, run.parts, task, exemplars)
     if run.spec.classifier == "nme":
         by_head, _ = measure_accuracy(run.spec, run.parts, task)
         state.by_head.append(by_head)
-    state.matrix.append(accuracy)
-    run.folder.write_confusion(confusion)
-    return accuracy, by_head, by_view or None
+    state.matrix.append(found.accuracy)
+    state.others.append(found.others)
+    run.folder.write_confusion(found.confusion)
+    told = (task.index + 1, found.accuracy, by_head, len(state.memory), by_view or None)
+    return AccuracyMeasured(*told, seen=task.seen, **found.others)
+
+
+def _write_summary(run: _Run, name: str, **facts: Any) -> dict[str, Any]:
+    """summary.json, with whatever was measured so far."""
+    state = run.state
+    return run.folder.write_summary(name, state.matrix, state.by_head, state.by_view, state.others, **facts)
 
 
 def _best(run: _Run, task: Task) -> tuple[float, dict[str, Tensor]] | None:

@@ -16,16 +16,18 @@ from typing import Any
 import yaml
 
 from cilnorm import registry as registries
-from cilnorm.metrics import TABULATED
 from cilnorm.registry import Registry
+from cilnorm.settings.class_order import given_order
 from cilnorm.settings.options import option_defaults
 from cilnorm.spec import COMPONENTS, Spec, from_mapping, to_mapping
 from cilnorm.training.protocol import Protocol
+from cilnorm.values import SpecError
 
 __all__ = ["Reference", "published"]
 
 NO_CONDITION = {"preset", "seed", "precision", "engine", "residence", "method", "norm"}
 LISTED = 8  # differences that a note names
+SPLIT = ("tasks", "first_classes", "increment", "task_classes")
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Reference:
     """What a paper has to say about a run.
 
     Attributes:
-        values: of each of ``TABULATED`` in percent; empty unless the run meets the paper's conditions.
+        values: by metric, in percent; empty unless the run meets the paper's conditions.
         note: why there are none, by the fields that differ; with values, which of their conditions are not known.
     """
 
@@ -47,19 +49,35 @@ def published(spec: Spec, method: str, norm: str, registry: Registry | None = No
     Args:
         method, norm: what the table calls them: a variant under a label of its own is not the paper's.
     """
-    if (method, norm) != (spec.method, spec.norm):
+    if (method.partition(" ")[0], norm) != (spec.method, spec.norm):
         return Reference()
     registry = registry or registries.load()
+    nearest: list[str] | None = None
     for result in _results():
-        values = result["values"].get(method, {}).get(norm)
-        if values and result["conditions"]["dataset"] == spec.dataset:
-            unknown = result.get("unknown", {}).get(method, {})
-            differ = _differing(spec, _conditions(result, spec, registry), unknown, registry)
-            if differ:
-                return Reference(note="; ".join(differ))
-            note = f"its {_listed(list(unknown))} can't be known" if unknown else ""
-            return Reference(dict(zip(TABULATED, values, strict=True)), note)
-    return Reference()
+        values = result["values"].get(spec.method, {}).get(norm)
+        if not values or result["conditions"]["dataset"] != spec.dataset:
+            continue
+        differ = _differing(spec, result, registry)
+        if not differ:
+            return Reference(dict(zip(result["metrics"], values, strict=True)), _note(result, spec.method))
+        if nearest is None or len(differ) < len(nearest):
+            nearest = differ
+    told = nearest or []
+    return Reference(
+        note="; ".join(told if len(told) <= LISTED else [*told[:LISTED], f"and {len(told) - LISTED} more"])
+    )
+
+
+def _note(result: Mapping[str, Any], method: str) -> str:
+    """What else there is to know of values that a run may be compared with."""
+    unknown, parts = result.get("unknown", {}).get(method, {}), []
+    if "paper" in result:
+        parts.append(f"it is from {result['paper']}")
+    if result.get("several"):
+        parts.append(f"it is a mean over several values of {_listed(list(result['several']))}")
+    if unknown:
+        parts.append(f"its {_listed(list(unknown))} can't be known")
+    return " and ".join(parts)
 
 
 def _conditions(result: Mapping[str, Any], spec: Spec, registry: Registry) -> Spec:
@@ -83,26 +101,46 @@ def _facts(spec: Spec, registry: Registry) -> dict[str, Any]:
             found[key] = value
     if found["class_order"] == spec.seed:  # what the seed draws if nothing is given
         found["class_order"] = None
+    if spec.protocol.batches == "shuffled":  # how many of a batch's rows are current comes as it may
+        found["rows"] = sum(spec.rows)
     plain: dict[str, Any] = json.loads(json.dumps(found, default=str))
     return plain
 
 
-def _differing(spec: Spec, paper: Spec, unknown: Mapping[str, Any], registry: Registry) -> list[str]:
-    """``momentum 0.9, published with 0`` and the like.
+def _differing(spec: Spec, result: Mapping[str, Any], registry: Registry) -> list[str]:
+    """``momentum 0.9, published with 0`` and the like: every condition of a published result that a run doesn't meet.
 
-    Args:
-        unknown: by dotted key, the values that the published run may have had.
+    What can't be known of the result (``unknown``) may be any of the values that it may have been, or whatever it is
+    where that is ``any``; what it is a mean over (``several``) may be any of those.
     """
+    paper = _conditions(result, spec, registry)
+    free = {**result.get("unknown", {}).get(spec.method, {}), **result.get("several", {})}
     same = paper if paper.backbone == spec.backbone else replace(paper, backbone=spec.backbone, backbone_options={})
     ours, theirs = _facts(spec, registry), {**_facts(same, registry), "backbone": paper.backbone}
-    differ = [key for key in theirs if ours[key] != theirs[key] and ours[key] not in unknown.get(key, ())]
-    told = []
+    differ = [key for key in theirs if ours[key] != theirs[key] and not _may_be(key, ours[key], free.get(key, ()))]
+    if _sizes(spec, result) == _sizes(paper, result):
+        differ = [key for key in differ if key not in SPLIT]
+    told, name = [], result["conditions"].get("protocol")
     corrected = _corrected(spec, registry)
-    if any(key in corrected for key in differ) and all(ours[key] == corrected[key] for key in corrected):
-        told.append("protocol corrected, published with released")
+    is_corrected = all(ours[key] == corrected[key] for key in corrected)
+    if isinstance(name, str) and is_corrected and any(key in corrected for key in differ):
+        told.append(f"protocol corrected, published with {name}")
         differ = [key for key in differ if key not in corrected]
-    told += [_told(key, ours[key], theirs[key]) for key in differ]
-    return told if len(told) <= LISTED else [*told[:LISTED], f"and {len(told) - LISTED} more"]
+    return told + [_told(key, ours[key], theirs[key]) for key in differ]
+
+
+def _may_be(key: str, value: Any, free: Any) -> bool:
+    if key == "class_order" and isinstance(free, list):
+        free = [given_order(each) for each in free]
+    return free == "any" or value in free
+
+
+def _sizes(spec: Spec, result: Mapping[str, Any]) -> tuple[int, ...] | None:
+    """Classes of each task, where they can be: with ``tasks`` or ``increment``, they are the same."""
+    try:
+        return spec.sizes(spec.classes or result["classes"])
+    except SpecError:
+        return None
 
 
 def _corrected(spec: Spec, registry: Registry) -> dict[str, Any]:
@@ -140,5 +178,15 @@ def _listed(keys: list[str]) -> str:
 
 @cache
 def _results() -> list[dict[str, Any]]:
+    """Every result with conditions of its own; a table of several columns is as many results."""
     content: dict[str, Any] = yaml.safe_load((files("cilnorm.results") / "published.yaml").read_text(encoding="utf-8"))
-    return list(content["results"])
+    found = []
+    for result in content["results"]:
+        common = {"metrics": content["metrics"], "classes": 100, **result}
+        for at, column in enumerate(result.get("columns", [None])):
+            if column is None:
+                found.append(common)
+                continue
+            values = {m: {n: cells[at] for n, cells in norms.items()} for m, norms in result["values"].items()}
+            found.append({**common, "conditions": {**result["conditions"], **column}, "values": values})
+    return found

@@ -132,7 +132,7 @@ def _sections(groups: Groups, results: Sequence[RunResult]) -> list[dict[str, An
 
 def _accuracies(groups: Groups) -> dict[str, dict[str, list[list[tuple[float, float]]]]]:
     mean = {
-        label: [_numbered(average_per_task(as_matrix(run.matrix))) for run in members]
+        label: [_numbered(average_per_task(as_matrix(run.matrix), run.summary.get("sizes", ()))) for run in members]
         for label, members in groups.items()
     }
     newest = {label: [_numbered([row[-1] for row in run.matrix]) for run in of] for label, of in groups.items()}

@@ -1,14 +1,16 @@
-"""The order of classes as people give it: by a seed, as a list, or in a file."""
+"""The order of classes as people give it: by a seed, as a list, in a file, or by the name of one that papers use."""
 
 from __future__ import annotations
 
+import functools
 import re
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from cilnorm.values import SpecError
 
-__all__ = ["check_order", "given_order"]
+__all__ = ["check_order", "given_order", "named_orders"]
 
 SEEDS = 2**32  # as NumPy wants them
 FILE_LIMIT = 1 << 20  # bytes; an order of 100,000 classes fits
@@ -18,8 +20,9 @@ def given_order(value: Any) -> Any:
     """What ``class_order`` means: a seed, or labels in the order of learning; None and what is no text as they are.
 
     Args:
-        value: text is a seed (``1993``), labels with commas between them (``3,1,2``), or the path of a file with
-            labels, separated by commas or white space; ``#`` begins a comment there.
+        value: text is a seed (``1993``), labels with commas between them (``3,1,2``), a name in ``class_orders.txt``
+            beside this module (``podnet-1``), or the path of a file with labels, separated by commas or white space;
+            ``#`` begins a comment there.
 
     Raises:
         SpecError: the file can't be read, or holds other than labels.
@@ -30,10 +33,14 @@ def given_order(value: Any) -> Any:
         return int(value)
     if re.fullmatch(r"[\s\d,]*,[\s\d,]*", value):
         return _labels(value, "class_order")
+    if value.casefold() in named_orders():
+        return list(named_orders()[value.casefold()])
     path = Path(value)
     try:
         if not path.is_file():
-            raise SpecError(f"class_order: {value!r:.80} is neither a seed, nor a list such as 3,1,2, nor a file")
+            raise SpecError(
+                f"class_order: {value!r:.80} is neither a seed, nor a list such as 3,1,2, nor a file, nor {_names()}"
+            )
         if path.stat().st_size > FILE_LIMIT:
             raise SpecError(f"class_order: {path} is longer than {FILE_LIMIT >> 10} KiB")
         text = path.read_text(encoding="utf-8")
@@ -42,6 +49,18 @@ def given_order(value: Any) -> Any:
             raise
         raise SpecError(f"class_order: {value!r:.80}: {getattr(error, 'strerror', None) or 'no text'}") from error
     return _labels(re.sub(r"#.*", "", text), f"class_order: {path}")
+
+
+@functools.cache
+def named_orders() -> dict[str, tuple[int, ...]]:
+    """Orders that papers use, by name: labels in the order of learning."""
+    text = (files("cilnorm.settings") / "class_orders.txt").read_text(encoding="utf-8")
+    parts = re.split(r"^([\w-]+):\n", re.sub(r"#.*", "", text), flags=re.M)[1:]
+    return {name: tuple(_labels(labels, name)) for name, labels in zip(parts[::2], parts[1::2], strict=True)}
+
+
+def _names() -> str:
+    return " or ".join(named_orders())
 
 
 def _labels(text: str, where: str) -> list[int]:

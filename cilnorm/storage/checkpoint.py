@@ -42,6 +42,7 @@ class RunState:
         matrix: accuracies in percent, one row a finished task.
         by_head: the same for the head where another classifier fills the matrix.
         by_view: the same for other views of the network than the one that fills the matrix.
+        others: what else was measured after each finished task, see ``experiment.evaluation.Measured``.
         steps: updates taken so far, those of the epoch at hand left out.
         logged: bytes of the log that tell of all this, and of nothing that came later.
         best: lowest held-out loss of the phase and the weights that had it (``keep: best`` only).
@@ -59,6 +60,7 @@ class RunState:
     matrix: list[list[float]] = field(default_factory=list)
     by_head: list[list[float]] = field(default_factory=list)
     by_view: dict[str, list[list[float]]] = field(default_factory=dict)
+    others: list[dict[str, Any]] = field(default_factory=list)
     steps: int = 0
     seconds: float = 0.0
     logged: int = 0
@@ -75,7 +77,7 @@ class RunState:
 
 POSITION = ("task", "phase", "epoch", "step")
 APART = (*POSITION, "memory", "past", "best")  # stored in a form of their own; all other fields as they are
-ADDED = ("by_view",)  # since 0.1.0; as at a run's start where a checkpoint has none
+ADDED = ("by_view", "others")  # since 0.1.0; as at a run's start where a checkpoint has none
 PLAIN = tuple(each.name for each in fields(RunState) if each.name not in APART)
 
 

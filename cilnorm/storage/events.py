@@ -54,6 +54,7 @@ class RunBegan(Event):
         notice: a warning of the data set's; empty where there is none.
         steps: updates done before.
         matrix: rows of the accuracy matrix that are there already.
+        sizes: classes of each task.
     """
 
     kind: ClassVar[str] = "run"
@@ -68,14 +69,15 @@ class RunBegan(Event):
     dataset: str
     preset: str
     seed: int
+    sizes: Sequence[int] = ()
 
     @classmethod
     def of(
-        cls, spec: Spec, folder: str, tasks: int, notice: str, steps: int, matrix: Sequence[Sequence[float]]
+        cls, spec: Spec, folder: str, sizes: Sequence[int], notice: str, steps: int, matrix: Sequence[Sequence[float]]
     ) -> RunBegan:
-        """The event for a run of ``spec``."""
+        """The event for a run of ``spec`` with tasks of so many classes each."""
         named = (spec.method, spec.norm, spec.backbone, spec.dataset, spec.preset, spec.seed)
-        return cls(folder, tasks, notice, steps, matrix, *named)
+        return cls(folder, len(sizes), notice, steps, matrix, *named, sizes)
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,8 @@ class AccuracyMeasured(Event):
         by_head: the same by the head, where another classifier fills the matrix.
         memory: exemplars kept.
         by_view: the same by other views of the network than the one that fills the matrix.
+        seen: classes among which images were classified.
+        task_aware, top5, ece_old, ece_new: see ``cilnorm.experiment.evaluation.Measured``.
     """
 
     kind: ClassVar[str] = "accuracy"
@@ -132,6 +136,11 @@ class AccuracyMeasured(Event):
     by_head: Sequence[float] | None
     memory: int
     by_view: Mapping[str, Sequence[float]] | None = None
+    seen: int | None = None
+    task_aware: Sequence[float] | None = None
+    top5: Sequence[float] | None = None
+    ece_old: float | None = None
+    ece_new: float | None = None
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ __all__ = [
     "PERCENT",
     "accuracy_figure",
     "bars_figure",
+    "classes_figure",
     "curves_figure",
     "draw_figures",
     "matrix_figure",
@@ -38,8 +39,12 @@ UNDATED = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}  # t
 BLUE, GREY = "#2a6fbb", "#8a8f98"
 
 
-def accuracy_figure(rows: Sequence[Sequence[float]], title: str) -> Figure:
-    """Mean accuracy over the seen tasks after each task, and the accuracy on each task right after learning it."""
+def accuracy_figure(rows: Sequence[Sequence[float]], title: str, sizes: Sequence[int] = ()) -> Figure:
+    """Mean accuracy over the seen tasks after each task, and the accuracy on each task right after learning it.
+
+    Args:
+        sizes: classes of each task, see ``cilnorm.metrics.average_per_task``.
+    """
     from matplotlib.figure import Figure
 
     matrix = as_matrix(rows)
@@ -47,7 +52,7 @@ def accuracy_figure(rows: Sequence[Sequence[float]], title: str) -> Figure:
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     axes = figure.subplots()
     axes.plot(tasks, np.diag(matrix), "s--", color=GREY, markersize=4, label="newest task")
-    axes.plot(tasks, average_per_task(matrix), "o-", color=BLUE, linewidth=2, label="mean of all seen tasks")
+    axes.plot(tasks, average_per_task(matrix, sizes), "o-", color=BLUE, linewidth=2, label="mean of all seen tasks")
     axes.set(xlabel="tasks learned", ylabel="accuracy (%)", xticks=tasks, ylim=(0, 100), title=title)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
@@ -154,11 +159,23 @@ def save(
     return paths
 
 
-def draw_figures(folder: Path, rows: Sequence[Sequence[float]], title: str) -> list[Path]:
-    """Writes the two figures of a run into ``folder``, each as PNG and PDF; returns their paths.
+def classes_figure(rows: Sequence[Sequence[float]], sizes: Sequence[int], title: str) -> Figure:
+    """Accuracy on all seen classes against their number, as papers of several protocols compare runs."""
+    seen = np.cumsum(sizes[: len(rows)])
+    points = [(float(x), float(y)) for x, y in zip(seen, average_per_task(as_matrix(rows), sizes), strict=True)]
+    return curves_figure({"all seen classes": [points]}, "classes seen", "accuracy (%)", title, PERCENT)
+
+
+def draw_figures(folder: Path, rows: Sequence[Sequence[float]], title: str, sizes: Sequence[int] = ()) -> list[Path]:
+    """Writes the figures of a run into ``folder``, each as PNG and PDF; returns their paths.
+
+    Args:
+        sizes: classes of each task; without them there is no figure against classes.
 
     Raises:
         OSError: they can't be written.
     """
-    figures = {"accuracy": accuracy_figure(rows, title), "matrix": matrix_figure(rows, title)}
+    figures = {"accuracy": accuracy_figure(rows, title, sizes), "matrix": matrix_figure(rows, title)}
+    if sizes:
+        figures["classes"] = classes_figure(rows, sizes, title)
     return [path for name, figure in figures.items() for path in save(figure, folder, name, ("png", "pdf"), dpi=150)]

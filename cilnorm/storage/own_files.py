@@ -20,7 +20,8 @@ FOLDERS = ("checkpoints", "figures")  # made with the run
 FILES = (
     MARK, LOCK, LOG, "environment.json", "accuracy.csv", "confusion.csv", "summary.json", "tuning.json",
     "checkpoints/last.pt", "checkpoints/previous.pt", "checkpoints/damaged.pt",
-    "figures/accuracy.png", "figures/accuracy.pdf", "figures/matrix.png", "figures/matrix.pdf",
+    "figures/accuracy.png", "figures/accuracy.pdf", "figures/matrix.png", "figures/matrix.pdf", "figures/classes.png",
+    "figures/classes.pdf",
     "probes/precise.json", *(f"probes/bn-bias.{kind}" for kind in ("json", "csv", "png", "svg", "pdf")),
 )  # fmt: skip
 TRIALS = tuple(f"trials/*/{name}" for name in FILES)  # runs of their own

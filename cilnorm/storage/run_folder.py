@@ -38,10 +38,14 @@ class RunFolder:
     """Writes a run's files, each to a temporary name first, except the log, which grows line by line.
 
     From ``create`` or ``reopen`` on, all of it raises FolderError once the folder is not where it was.
+
+    Attributes:
+        sizes: classes of each task, once they are known.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.sizes: tuple[int, ...] = ()
         self.checkpoints = path / "checkpoints"
         self._place: os.stat_result | None = None
 
@@ -257,6 +261,7 @@ class RunFolder:
         rows: Sequence[Sequence[float]],
         by_head: Sequence[Sequence[float]] = (),
         by_view: Mapping[str, Sequence[Sequence[float]]] | None = None,
+        others: Sequence[Mapping[str, Any]] = (),
         **facts: Any,
     ) -> dict[str, Any]:
         """summary.json: the run's state, its metrics in percent once a task is learned, and further facts.
@@ -264,12 +269,20 @@ class RunFolder:
         Args:
             by_head: the head's rows where another classifier's fill the matrix; their metrics go under its name.
             by_view: the rows of other views of the network; likewise.
+            others: what else was measured after each task; A_f, A_a and A_l go under the names of its accuracies.
         """
-        summary = {"state": state, **(summarise(as_matrix(rows)) if rows else {}), **facts}
+        summary = {"state": state, **(summarise(as_matrix(rows), self.sizes) if rows else {}), **facts}
         if by_head:
-            summary["by_head"] = summarise(as_matrix(by_head))
+            summary["by_head"] = summarise(as_matrix(by_head), self.sizes)
         if by_view:
-            summary["by_view"] = {view: summarise(as_matrix(own)) for view, own in by_view.items()}
+            summary["by_view"] = {view: summarise(as_matrix(own), self.sizes) for view, own in by_view.items()}
+        if rows and len(others) == len(rows):  # a run that an earlier version began lacks some
+            for name in ("task_aware", "top5"):
+                found = summarise(as_matrix([each[name] for each in others]), self.sizes)
+                summary[name] = {metric: found[metric] for metric in ("A_f", "A_a", "A_l")}
+            summary |= {name: value for name, value in others[-1].items() if name.startswith("ece_")}
+        if len(set(self.sizes)) > 1:
+            summary["sizes"] = list(self.sizes)
         self._write("summary.json", json.dumps(summary, indent=2) + "\n")
         return summary
 

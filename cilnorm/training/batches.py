@@ -25,7 +25,8 @@ class EpochBatches:
         indices: (steps, rows), on the device, or on the CPU if the images are streamed.
         targets: (steps, rows), on the device.
         views: how each image is looked at, (steps, rows), there too.
-        composition: of every batch.
+        composition: of every full batch.
+        compositions: of each batch, where they may differ; a shorter one is the first rows of its line.
         staged: (rows, 3, H, W) uint8, if the images are streamed and this epoch is a copy for a captured step: the
             next step's images, which lie at one address so.
     """
@@ -35,7 +36,14 @@ class EpochBatches:
     targets: Tensor
     views: Views
     composition: Composition
+    compositions: tuple[Composition, ...] = ()
     staged: Tensor | None = None
+
+    @property
+    def full(self) -> int:
+        """Leading batches that have all rows."""
+        short = self.compositions and self.compositions[-1].rows < self.indices.shape[1]
+        return len(self) - bool(short)
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -45,26 +53,36 @@ class EpochBatches:
 
     def batches(self, first: int = 0) -> Iterator[Batch]:
         """The batches from step ``first`` on; streamed images are read while the batch before them is used."""
-        for step, images in enumerate(self.pixels.read(self.indices[first:].unbind()), first):
+        parts = [self.indices[step][: self._told(step).rows] for step in range(first, len(self))]
+        for step, images in enumerate(self.pixels.read(parts), first):
             yield self._batch(step, images)
 
     def batch(self, step: int | Tensor) -> Batch:
         """A step's batch, augmented.
 
         Args:
-            step: its number; or a tensor (1,) on the device that holds it, which is not read back from there.
+            step: its number; or a tensor (1,) on the device that holds that of a full batch and is not read back from
+                there, so that the batch has the composition of every full one.
         """
-        return self._batch(step, self.pixels.images[_row(self.indices, step)] if self.staged is None else self.staged)
+        if self.staged is not None:
+            return self._batch(step, self.staged)
+        return self._batch(step, self.pixels.images[_row(self.indices, step)[: self._told(step).rows]])
 
     def _batch(self, step: int | Tensor, images: Tensor) -> Batch:
-        views = self.views.each(lambda plan: _row(plan, step))
-        return Batch(self.pixels.seen(images, views), _row(self.targets, step), self.composition)
+        composition = self._told(step)
+        views = self.views.each(lambda plan: _row(plan, step)[: composition.rows])
+        return Batch(self.pixels.seen(images, views), _row(self.targets, step)[: composition.rows], composition)
+
+    def _told(self, step: int | Tensor) -> Composition:
+        known = self.compositions and not isinstance(step, Tensor)
+        return self.compositions[int(step)] if known else self.composition
 
     def clone(self) -> EpochBatches:
         """The same epoch in memory of its own; the pixels are shared, but for the first step's where streamed."""
         views = self.views.each(torch.clone)
         staged = self.pixels.images[self.indices[0]].clone() if self.pixels.streamed else None
-        return EpochBatches(self.pixels, self.indices.clone(), self.targets.clone(), views, self.composition, staged)
+        rows, targets = self.indices.clone(), self.targets.clone()
+        return EpochBatches(self.pixels, rows, targets, views, self.composition, staged=staged)
 
     def copy_(self, other: EpochBatches) -> None:
         """Takes over another epoch of as many steps and rows, in the same memory."""
@@ -73,12 +91,12 @@ class EpochBatches:
         self.views.copy_(other.views)
 
     def stage(self, other: EpochBatches, first: int) -> Iterator[None]:
-        """Step after step of another epoch, from ``first`` on: where images are streamed, those of the step are put
-        into ``staged``; where they are not, nothing is to be done."""
+        """Step after step of another epoch's full batches, from ``first`` on: where images are streamed, those of the
+        step are put into ``staged``; where they are not, nothing is to be done."""
         if self.staged is None:
-            yield from repeat(None, len(other) - first)
+            yield from repeat(None, max(other.full - first, 0))
         else:
-            for _ in self.pixels.read(other.indices[first:].unbind(), self.staged):
+            for _ in self.pixels.read(other.indices[first : other.full].unbind(), self.staged):
                 yield
 
 
@@ -97,4 +115,5 @@ def draw_batches(plan: EpochPlan, pixels: Pixels, targets: Tensor, generator: to
     device = pixels.device
     views = pixels.draw(int(plan.draws.max()) + 1, generator)[plan.draws].to(device)
     indices = plan.indices if pixels.streamed else plan.indices.to(device)
-    return EpochBatches(pixels, indices, targets[plan.indices].to(device), views, plan.composition)
+    told = plan.composition, plan.compositions
+    return EpochBatches(pixels, indices, targets[plan.indices].to(device), views, *told)

@@ -9,12 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cilnorm.batch import Batch, Task
+from cilnorm.batch import Batch, CompositionAware, Task
 from cilnorm.method import Method, Past, Phase, Schedule, Step
 from cilnorm.network import Network
+from cilnorm.rows_aware import RowsAware, Telling
 from cilnorm.running import frozen_parameters
 from cilnorm.telling import needs_rows, tell_batch
 from cilnorm.training.batches import EpochBatches
+from cilnorm.training.epoch_plan import VaryingComposition, VaryingRows
 from cilnorm.training.precision import Precision, forward
 from cilnorm.training.randomness import stream_seed
 
@@ -134,7 +136,7 @@ class Engine:
         if self.past is not None:
             with torch.no_grad():
                 old = forward(self.past.net, batch.images, self.precision)
-        told = tell_batch(self.net, batch, self.task) if self._needs_rows else None
+        told = self._tell_rows(batch)
         out = forward(self.net, batch.images, self.precision)
         terms = self.method.loss(Step(out, old, self.past, batch, self.task, self.phase, self.net))
         if told:
@@ -153,6 +155,21 @@ class Engine:
             if name not in self._sums:
                 self._sums[name] = torch.zeros_like(term.detach())
             self._sums[name].add_(term.detach())
+
+    def _tell_rows(self, batch: Batch) -> Telling | None:
+        """Tells layers of the batch's rows: those that need it, or all, where nobody knows its composition.
+
+        Raises:
+            VaryingRows: a layer must know the composition.
+        """
+        varying = isinstance(batch.composition, VaryingComposition)
+        if not (varying or self._needs_rows):
+            return None
+        for module in self.net.modules() if varying else ():
+            if isinstance(module, CompositionAware) and not isinstance(module, RowsAware):
+                name = type(module).__name__
+                raise VaryingRows(f"{name} must know how many rows are current, and shuffled batches differ in that")
+        return tell_batch(self.net, batch, self.task, every=varying)
 
     def _add_noise(self) -> None:
         parts = self._noise.split([parameter.numel() for parameter in self.parameters])

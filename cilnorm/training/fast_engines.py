@@ -14,9 +14,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from cilnorm.batch import Batch
+from cilnorm.batch import Batch, CompositionAware
 from cilnorm.training.batches import EpochBatches
 from cilnorm.training.engine import Engine
+from cilnorm.training.epoch_plan import VaryingComposition
 
 __all__ = ["CaptureRefused", "CapturedEngine", "CompiledEngine", "EngineName", "engine_class"]
 
@@ -86,6 +87,9 @@ class CapturedEngine(Engine):
     A graph belongs to a composition and to the shape of an epoch, and to the phase, since every phase has its own
     engine. The graph reads the epoch from its own buffers and counts the steps itself, so a step is one launch; where
     images are streamed, a copy into the buffer that holds the step's images comes before it.
+
+    Shuffled batches have one graph as well, in which layers know rows by their tasks instead of their numbers; where a
+    layer or a loss must know the numbers, the capture is refused. A shorter last batch is taken eagerly.
     """
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
@@ -102,11 +106,15 @@ class CapturedEngine(Engine):
             self.draw_noise()
             recording.replay()
             yield
+        yield from super().epoch(feed, max(first, feed.full))
 
     def _recorded(self, feed: EpochBatches) -> _Recording | None:
         """The graph for such an epoch, captured if there is none yet; None once a capture failed."""
         key = feed.composition, feed.indices.shape
-        self.net.observe(feed.composition)
+        if not feed.full:
+            return None
+        if not isinstance(feed.composition, VaryingComposition):
+            self.net.observe(feed.composition)
         if key not in self._recordings and not self._refused:
             before, reason = _Snapshot(self), ""
             try:
@@ -216,7 +224,8 @@ class CompiledEngine(Engine):
     """The eager engine with the backbone compiled by ``torch.compile``, anew for every phase.
 
     The head grows and is left as it is. Compiled code knows a composition's numbers, and torch keeps eight versions
-    of a function, so what earlier phases compiled is thrown away.
+    of a function, so what earlier phases compiled is thrown away. With shuffled batches, whose numbers differ from step
+    to step, a backbone with such layers is left as it is.
     """
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
@@ -224,6 +233,14 @@ class CompiledEngine(Engine):
         torch.compiler.reset()
         self.net.backbone.compile()
         self._tried = False
+
+    def epoch(self, feed: EpochBatches, first: int = 0) -> Iterator[None]:
+        aware = any(isinstance(module, CompositionAware) for module in self.net.backbone.modules())
+        if isinstance(feed.composition, VaryingComposition) and aware and not self._tried:
+            self._tried, self.net.backbone._compiled_call_impl = True, None
+            text = "shuffled batches differ in how many rows are current, so the backbone isn't compiled"
+            warnings.warn(f"{text}; going on eagerly", RuntimeWarning, stacklevel=2)
+        return super().epoch(feed, first)
 
     def update(self, batch: Batch) -> None:
         if self._tried:

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from cilnorm.batch import Task
+from cilnorm.heads import HeadStart
 from cilnorm.training.randomness import generator
 
-__all__ = ["PROTOCOLS", "RELEASED", "Protocol", "Stream", "class_order", "task_sizes"]
+__all__ = ["BESIDES", "PROTOCOLS", "PYCIL", "RELEASED", "Protocol", "Stream", "class_order", "task_sizes"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,10 @@ class Protocol:
     """In what a run differs, or does not, from our reading of the paper.
 
     Attributes:
+        batches: ``stratified``: every batch holds as many current and past rows as ``rows`` says. ``shuffled``: an
+            epoch is one pass over current and stored images together, cut into batches of as many rows in all, the last
+            one shorter, as PyCIL and the code of LUCIR, PODNet, AFC and DER train; in a batch current rows come first,
+            and how many there are differs from batch to batch.
         current_rows: where the current rows of a batch come from: the ``task``, or the ``union`` of the task and the
             memory (the released LUCIR and EEIL).
         epoch: ``passes``: one pass over the current images in ceil(n / rows) full batches, what a pass leaves over
@@ -44,9 +49,14 @@ class Protocol:
         herding: which images become exemplars. ``greedy`` and ``icarl``: the two forms of iCaRL's herding, see
             ``cilnorm.training.memory``; ``random``: any of a class; ``closest``: those nearest to the mean of their
             class; ``reservoir``: any of all that were met so far, so that classes have different numbers of them.
+        mirrored_means: with ``classifier: nme``, whether mirror images of exemplars count where training mirrors, as in
+            the code of iCaRL (PyCIL: no).
+        head_start: how the weights of new classes start in a linear head. ``torch``: uniform in ±1/√dim, the bias, too;
+            ``kaiming``: uniform in ±√(3/dim), the bias 0 (PyCIL).
         herd_again: rank stored exemplars anew after every task instead of cutting their lists (released).
     """
 
+    batches: Literal["stratified", "shuffled"] = "stratified"
     current_rows: Literal["task", "union"] = "task"
     epoch: Literal["passes", "cycle"] = "passes"
     drop_last: bool = False
@@ -56,6 +66,8 @@ class Protocol:
     score: Literal["test", "validation"] = "test"
     budget: Literal["floor", "ceil"] = "floor"
     herding: Literal["greedy", "icarl", "random", "closest", "reservoir"] = "greedy"
+    mirrored_means: bool = True
+    head_start: HeadStart = "torch"
     herd_again: bool = False
 
     def __post_init__(self) -> None:
@@ -65,6 +77,10 @@ class Protocol:
             raise ValueError("keep: best needs held-out images; set protocol.validation, 0.1 say")
         if self.score == "validation" and not self.validation:
             raise ValueError("score: validation needs held-out images; set protocol.validation, 0.1 say")
+        if self.batches == "shuffled" and self.epoch == "cycle":
+            raise ValueError(
+                "epoch: cycle is a rule for batches: stratified; with batches: shuffled leave it at passes"
+            )
 
 
 RELEASED: dict[str, Any] = {
@@ -75,7 +91,10 @@ RELEASED: dict[str, Any] = {
     "budget": "ceil",
     "herd_again": True,
 }
-PROTOCOLS: dict[str, dict[str, Any]] = {"corrected": {}, "released": RELEASED}
+PYCIL: dict[str, Any] = {"batches": "shuffled", "mirrored_means": False, "head_start": "kaiming"}
+PROTOCOLS: dict[str, dict[str, Any]] = {"corrected": {}, "released": RELEASED, "pycil": PYCIL}
+# What belongs to a named protocol and is no field of ``Protocol``.
+BESIDES: dict[str, dict[str, Any]] = {"pycil": {"rows": (96, 32), "class_order": 1993}}
 
 
 def class_order(classes: int, seed: int) -> list[int]:

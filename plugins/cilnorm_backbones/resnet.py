@@ -1,9 +1,11 @@
 """Residual networks of basic blocks, for small and for large images.
 
 ``resnet8`` ... ``resnet56``: 6n+2 layers for 32x32 images, https://arxiv.org/abs/1512.03385, section 4.2, with the
-projection shortcut (option B) that the TBBN experiments use. ``resnet18`` and ``resnet34``: table 1 there, for 224x224
-images. ``resnet18-podnet``: the ResNet-18 of the code of PODNet and AFC (https://arxiv.org/abs/2004.13513), which has a
-3x3 stem, rectifies nothing at the end of a stage, and starts with residual branches that are zero.
+projection shortcut (option B) that the TBBN experiments use. ``resnet32-a``: with the shortcut without weights of
+option A, which PyCIL has: every other pixel, channels filled up with zeros. ``resnet18`` and ``resnet34``: table 1
+there, for 224x224 images. ``resnet18-podnet``: the ResNet-18 of the code of PODNet and AFC
+(https://arxiv.org/abs/2004.13513), which has a 3x3 stem, rectifies nothing at the end of a stage, and starts with
+residual branches that are zero.
 Layers are named as in torchvision's ResNet, so weights travel between the two by name.
 """
 
@@ -21,10 +23,21 @@ from cilnorm.network import activation_after, without_activation
 NormLayer = Callable[[int], nn.Module]
 
 
+class PaddedShortcut(nn.Module):
+    """Every other pixel, with as many channels of zeros behind the channels as it takes."""
+
+    def __init__(self, stride: int, channels: int) -> None:
+        super().__init__()
+        self.stride, self.channels = stride, channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pad(x[..., :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.channels - x.shape[1]))
+
+
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut; returns the sum before its ReLU, which the network applies."""
 
-    def __init__(self, channels_in: int, channels: int, stride: int, norm: NormLayer) -> None:
+    def __init__(self, channels_in: int, channels: int, stride: int, norm: NormLayer, padded: bool = False) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(channels_in, channels, 3, stride, 1, bias=False)
         self.bn1 = norm(channels)
@@ -32,7 +45,9 @@ class BasicBlock(nn.Module):
         self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
         self.bn2 = without_activation(norm(channels))
         self.downsample: nn.Module = nn.Identity()
-        if stride != 1 or channels_in != channels:
+        if padded and (stride != 1 or channels_in != channels):
+            self.downsample = PaddedShortcut(stride, channels)
+        elif stride != 1 or channels_in != channels:
             convolution = nn.Conv2d(channels_in, channels, 1, stride, bias=False)
             self.downsample = nn.Sequential(convolution, without_activation(norm(channels)))
 
@@ -54,6 +69,7 @@ class ResNet(nn.Module):
         pool: halve the image once more after it.
         rectified: whether a stage's output passes a ReLU on its way to the next stage.
         zero_start: whether the last norm of each block starts at γ = 0.
+        padded: whether shortcuts that change the size have no weights (option A).
     """
 
     def __init__(
@@ -67,6 +83,7 @@ class ResNet(nn.Module):
         pool: bool = False,
         rectified: bool = True,
         zero_start: bool = False,
+        padded: bool = False,
     ) -> None:
         super().__init__()
         self.dim = widths[-1]
@@ -79,7 +96,7 @@ class ResNet(nn.Module):
         self.stages = [f"layer{number}" for number in range(1, len(widths) + 1)]
         channels_in = widths[0]
         for name, channels, count in zip(self.stages, widths, blocks, strict=True):
-            first = BasicBlock(channels_in, channels, 1 if name == "layer1" else 2, norm)
+            first = BasicBlock(channels_in, channels, 1 if name == "layer1" else 2, norm, padded)
             later = (BasicBlock(channels, channels, 1, norm) for _ in range(count - 1))
             self.add_module(name, nn.ModuleList([first, *later]))
             channels_in = channels
@@ -113,6 +130,7 @@ def cilnorm_backbones() -> list[Backbone]:
     podnet = partial(wide, blocks=(2, 2, 2, 2), rectified=False, zero_start=True)
     return [
         *(Backbone(f"resnet{depth}", partial(ResNet, blocks=(n,) * 3), paper) for depth, n in small.items()),
+        Backbone("resnet32-a", partial(ResNet, blocks=(5, 5, 5), padded=True), paper),
         Backbone("resnet18", partial(wide, stem=(7, 2), blocks=(2, 2, 2, 2)), paper),
         Backbone("resnet34", partial(wide, stem=(7, 2), blocks=(3, 4, 6, 3)), paper),
         Backbone("resnet18-podnet", podnet, "https://arxiv.org/abs/2004.13513", ("resnet18-cifar",)),

@@ -19,6 +19,7 @@ from cilnorm.network import Network
 from cilnorm.registry import Registry
 from cilnorm.spec import Spec, SpecError
 from cilnorm.training.pixels import Augmentation, Pixels
+from cilnorm.training.protocol import PROTOCOLS
 
 pytestmark = pytest.mark.slow
 
@@ -67,6 +68,26 @@ def test_class_means_and_predictions_are_icarls(flip: bool) -> None:
         nearest.append(distances.index(min(distances)))
     assert predict(net, images, torch.arange(30), means).tolist() == nearest
     assert predict(net, images, torch.arange(30)).tolist() != nearest
+
+
+def test_mirror_images_may_be_left_out() -> None:
+    exemplars, net = [torch.tensor([0, 4, 7]), torch.tensor([9]), torch.tensor([3, 20])], network()
+    without = class_means(net, pixels(flip=True), exemplars, mirrored=False)
+    assert torch.equal(without, class_means(net, pixels(flip=False), exemplars))
+    assert not torch.equal(without, class_means(net, pixels(flip=True), exemplars))
+
+
+@pytest.mark.parametrize("field", ["mirrored_means", "head_start"])
+def test_each_of_pycils_departures_is_one_field(field: str, tiny: Tiny, registry: Registry, tmp_path: Path) -> None:
+    value = PROTOCOLS["pycil"][field]
+    common = {"classifier": "nme", "epochs": 1, "tasks": 2}
+    plain = run(tiny(**common), tmp_path / "plain", device="cpu", registry=registry)
+    other = run(tiny(**common, **{field: value}), tmp_path / "other", device="cpu", registry=registry)
+    first = [json.loads(line) for line in (plain.folder / "events.jsonl").read_text().splitlines()]
+    second = [json.loads(line) for line in (other.folder / "events.jsonl").read_text().splitlines()]
+    terms = [[event["terms"] for event in told if event["event"] == "epoch"] for told in (first, second)]
+    assert (terms[0] == terms[1]) == (field == "mirrored_means")
+    assert tiny(**common).key != tiny(**common, **{field: value}).key
 
 
 def test_both_numbers_are_reported(tiny: Tiny, registry: Registry, tmp_path: Path) -> None:

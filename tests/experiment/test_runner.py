@@ -22,6 +22,7 @@ from cilnorm.spec import Spec, SpecError, read_spec, resolve
 from cilnorm.storage.accuracy_files import read_confusion
 from cilnorm.storage.checkpoint import CheckpointError
 from cilnorm.storage.run_folder import FolderError
+from cilnorm.storage.tensor_file import read_tensor_file, tensor_file
 from cilnorm.training.protocol import class_order
 
 pytestmark = pytest.mark.slow
@@ -77,6 +78,7 @@ def test_a_run_leaves_all_that_it_should(finished: Result, tiny: Tiny, registry:
         "spec.yaml", "environment.json", "events.jsonl", "accuracy.csv", "confusion.csv", "summary.json",
         "checkpoints/last.pt", "checkpoints/previous.pt",
         "figures/accuracy.pdf", "figures/accuracy.png", "figures/matrix.pdf", "figures/matrix.png",
+        "figures/classes.pdf", "figures/classes.png",
     }  # fmt: skip
     assert read_spec(folder / "spec.yaml", registry) == tiny()
     with open(folder / "accuracy.csv") as file:
@@ -641,3 +643,62 @@ def test_a_method_that_needs_exemplars_says_so(tiny: Tiny, registry: Registry, t
 def test_a_balanced_phase_refuses_a_reservoir(tiny: Tiny, registry: Registry, tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="phase tail: herding: reservoir keeps different numbers of each class"):
         run(tiny(method="two-phases", herding="reservoir"), tmp_path / "run", registry=registry, **CPU)
+
+
+# What else is measured, and the upper bound
+
+
+@pytest.mark.parametrize("classifier", ["head", "nme"])
+def test_what_else_is_measured_agrees_with_what_it_is(
+    classifier: str, tiny: Tiny, registry: Registry, tmp_path: Path
+) -> None:
+    spec = tiny(classifier=classifier, first_classes=4, increment=1, epochs=1)
+    whole = run(spec, tmp_path / "whole", registry=registry, **CPU)
+    told = events(whole.folder, "accuracy")
+    assert [event["seen"] for event in told] == [4, 5, 6]
+    for event in told:
+        for task, percent in enumerate(event["accuracy"]):
+            assert event["task_aware"][task] >= percent
+            assert event["top5"][task] >= percent
+        assert event["task_aware"][1:] == [100.0] * (event["task"] - 1)  # tasks of one class
+        assert (event["top5"] == [100.0] * event["task"]) or event["seen"] > 5
+        assert ("ece_old" in event) == (event["task"] > 1)
+        assert 0 <= event["ece_new"] <= 100
+    summary = whole.summary
+    row, sizes = whole.matrix[-1], [4, 1, 1]
+    assert summary["A_f"] == pytest.approx(sum(a * size for a, size in zip(row, sizes, strict=True)) / 6)
+    assert summary["sizes"] == sizes
+    assert summary["task_aware"]["A_f"] >= summary["A_f"]
+    assert summary["top5"].keys() == {"A_f", "A_a", "A_l"}
+    assert (summary["ece_old"], summary["ece_new"]) == (told[-1]["ece_old"], told[-1]["ece_new"])
+    with pytest.raises(Power):
+        run(spec, tmp_path / "halted", registry=registry, watch=[failing_at("epoch", 2)], **CPU)
+    again = resume(tmp_path / "halted", registry=registry, **CPU).summary
+    assert {**again, "seconds": 0} == {**summary, "seconds": 0}
+
+
+def test_a_run_that_an_earlier_version_began_goes_on_without_the_other_measures(
+    tiny: Tiny, registry: Registry, tmp_path: Path
+) -> None:
+    with pytest.raises(Power):
+        run(tiny(epochs=1), tmp_path / "run", registry=registry, watch=[failing_at("epoch", 2)], **CPU)
+    for name in ("last", "previous"):
+        path = tmp_path / "run" / "checkpoints" / f"{name}.pt"
+        content = read_tensor_file(path)
+        del content["others"]
+        path.write_bytes(tensor_file(content))
+    summary = resume(tmp_path / "run", registry=registry, **CPU).summary
+    assert summary["state"] == "finished"
+    assert "task_aware" not in summary
+
+
+def test_joint_training_sees_every_image_of_every_task(tiny: Tiny, registry: Registry, tmp_path: Path) -> None:
+    spec = tiny(method="joint", memory=0, epochs=2, norm="tbbn")
+    whole = run(spec, tmp_path / "joint", registry=registry, **CPU)
+    steps = [event["steps"] for event in events(whole.folder, "epoch")]
+    assert steps == [3, 3, 6, 6, 9, 9]  # 48 images a task in batches of 16
+    ft = run(tiny(memory=0, epochs=2, norm="tbbn"), tmp_path / "ft", registry=registry, **CPU)
+    first = [event["terms"] for event in events(whole.folder, "epoch")[:2]]
+    assert first == [event["terms"] for event in events(ft.folder, "epoch")[:2]]
+    assert whole.matrix[0] == ft.matrix[0]
+    assert whole.summary["A_f"] > ft.summary["A_f"] + 10  # which forgets, without a memory

@@ -16,7 +16,7 @@ from cilnorm.registry import Registry, load
 from tests.golden import Golden, check
 
 EXACT = 1e-9
-SMALL = [f"resnet{depth}" for depth in (8, 14, 20, 32, 44, 56)]
+SMALL = [*(f"resnet{depth}" for depth in (8, 14, 20, 32, 44, 56)), "resnet32-a"]
 NEW = ["resnet18", "resnet18-podnet", "resnet32-rebuffi", "timm-resnet18"]
 
 
@@ -93,6 +93,23 @@ def test_resnet32(recorded: Build) -> None:
     held(recorded("resnet32", "resnet32", signed=True)(x)[0], "resnet32_norelu_eval_features")
     held(net.train()(x)[0], "resnet32_train_features")
     held(net.bn1.running_var, "resnet32_train_bn1_running_var_after")
+
+
+@torch.no_grad()
+def test_resnet32_without_weights_in_its_shortcuts() -> None:
+    """PyCIL's, which has 31 norms."""
+    golden = Golden("backbone_resnet32_option_a_0")
+    net = SHELF["resnet32-a"].build(nn.BatchNorm2d).double()
+    assert sum(parameter.numel() for parameter in net.parameters()) == golden.meta["parameters_without_head"] == 463504
+    assert sum(isinstance(module, nn.BatchNorm2d) for module in net.modules()) == 31
+    fill(net, golden.meta["tensors"], golden.meta["seed"])
+    x = images(3, 32, golden.meta["seed"])
+    embedding, maps = net.eval()(x)
+    found = {"eval_features": embedding}
+    found |= {f"stage{number}_channel_mean": each.relu().mean((0, 2, 3)) for number, each in enumerate(maps, 1)}
+    found |= {"train_features": net.train()(x)[0], "train_bn1_running_var_after": net.bn1.running_var}
+    for key, value in found.items():
+        check(value, golden.tensor(key, torch.float64), EXACT, key)
 
 
 @torch.no_grad()

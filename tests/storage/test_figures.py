@@ -8,7 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cilnorm.storage.figures import accuracy_figure, curves_figure, draw_figures, matrix_figure, save
+from cilnorm.storage.figures import (
+    accuracy_figure,
+    classes_figure,
+    curves_figure,
+    draw_figures,
+    matrix_figure,
+    save,
+)
 
 ROWS = [[90.0], [50.0, 80.0], [30.0, 40.0, 95.0]]
 
@@ -64,3 +71,19 @@ def test_drawing_needs_no_display_and_keeps_no_figure_open(tmp_path: Path) -> No
 
     draw_figures(tmp_path, ROWS, "title")
     assert plt.get_fignums() == []
+
+
+def test_the_figure_against_classes_has_the_accuracy_on_all_of_them() -> None:
+    [axes] = classes_figure(ROWS, (50, 10, 10), "a title").axes
+    [line] = axes.get_lines()
+    assert list(line.get_xdata()) == [50, 60, 70]
+    assert list(line.get_ydata()) == pytest.approx([90, (50 * 50 + 10 * 80) / 60, (50 * 30 + 10 * 40 + 10 * 95) / 70])
+    assert axes.get_xlabel() == "classes seen"
+    means = accuracy_figure(ROWS, "a title", (50, 10, 10)).axes[0].get_lines()[1]
+    assert list(means.get_ydata()) == list(line.get_ydata())
+
+
+def test_the_figure_against_classes_is_written_with_the_others(tmp_path: Path) -> None:
+    draw_figures(tmp_path, ROWS, "title", (50, 10, 10))
+    assert sorted(os.listdir(tmp_path)) == [f"{name}.{kind}" for name in ("accuracy", "classes", "matrix")
+                                            for kind in ("pdf", "png")]  # fmt: skip

@@ -139,6 +139,51 @@ def test_conditions_are_written_for_imagenet100_too(registry: Registry) -> None:
     assert "method.consolidation 4, published with 10" in published(afc, "afc", "bn", registry).note
 
 
+# The values of other papers, under their own conditions
+
+PODNET_B50 = [64.83, 63.19, 60.72, 57.98, 66.49, 64.98, 63.89]
+
+
+@pytest.mark.parametrize(
+    ("grid", "preset", "asked", "expected"),
+    [
+        ("podnet-b50", "cifar100-podnet-b50", {}, PODNET_B50),
+        ("podnet-b50", "cifar100-podnet-b50", {"class_order": "podnet-3"}, PODNET_B50),
+        ("podnet-b50", "imagenet100-podnet-b50", {}, [75.54, 74.33, 68.31, 62.48, None, None, None]),
+        ("lucir-b50", "cifar100-podnet-b50", {"class_order": 1993}, [63.42, 60.18]),
+        ("survey-b0", "cifar100-pycil", {}, [59.31, 58.2, 67.09, 64.65, 69.74, 67.99]),
+        ("der-b0", "cifar100-der", {}, [58.66, 58.17, 58.03, 53.97, 69.46, 67.33, 75.36, 74.09, None]),
+    ],
+)  # fmt: skip
+def test_the_tables_that_people_know_have_their_values_beside_them(
+    grid: str, preset: str, asked: dict[str, Any], expected: list[float | None], registry: Registry
+) -> None:
+    found = cells(grid, registry, preset=preset, **asked)
+    references = [published(cell.spec, cell.method, cell.norm, registry) for cell in found]
+    assert [reference.values.get("A_a") for reference in references] == expected, [each.note for each in references]
+    assert len({cell.name for cell in found}) == len(found)
+    for reference in references:
+        assert bool(reference.values) == reference.note.startswith("it is from ")
+        assert set(reference.values) <= {"A_a", "A_f"}
+
+
+def test_the_same_tasks_said_in_another_way_are_the_same_condition(registry: Registry) -> None:
+    spec = resolve("cifar100-podnet-b50", registry, tasks=6)
+    assert published(spec, "podnet", "bn", registry).values == {"A_a": 64.83}
+    listed = resolve("cifar100-podnet-b50", registry, task_classes=[50, 10, 10, 10, 10, 10], rows="64:64")
+    assert published(listed, "podnet", "bn", registry).values == {"A_a": 64.83}
+    for asked, note in (
+        ({"memory": 2000}, "memory_per_class none, published with 20"),
+        ({"batches": "stratified"}, "rows 96:32, published with 128; protocol.batches stratified, published with shuf"),
+        ({"classifier": "nme"}, "classifier nme, published with head"),
+        ({"class_order": 1993}, "class_order 1993, published with a list of 100"),
+        ({"increment": 4}, "increment 4, published with "),
+    ):
+        other = resolve("cifar100-podnet-b50", registry, **asked)
+        found = published(other, "podnet", "bn", registry)
+        assert (found.values, found.note[: len(note)]) == ({}, note)
+
+
 def test_cells_of_the_first_seed_come_first_and_share_no_folder(registry: Registry) -> None:
     found = cells("methods", registry, seeds=(3, 1))
     assert [cell.spec.seed for cell in found] == [3] * 18 + [1] * 18
