@@ -78,7 +78,12 @@ class Backbone(Record):
     ``norm`` is called with a number of channels. The module has an integer ``dim`` and maps images (N, 3, H, W) to
     ``(embedding (N, dim), maps)``, ``maps`` being the stage outputs before their last ReLU, shallow to deep.
     ``signed_embedding`` leaves out the last ReLU before pooling.
+
+    Attributes:
+        side: of the square images that it was made for, in pixels; None if that is not known. Others are not refused.
     """
+
+    side: int | None = None
 
 
 @dataclass(frozen=True)
@@ -89,9 +94,11 @@ class Dataset(Record):
 
     Attributes:
         found: called with ``root``, whether the images are there, so that ``build`` neither fetches nor makes them.
+        side: of its square images, in pixels, unless an option ``size`` says otherwise; None if that is not known.
     """
 
     found: Callable[[Any], bool] | None = None
+    side: int | None = None
 
 
 @dataclass(frozen=True)

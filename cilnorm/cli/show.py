@@ -99,6 +99,10 @@ def _show_record(kind: str, record: Record, distribution: str) -> None:
 def _facts(kind: str, record: Record) -> dict[str, str]:
     """What is particular to a kind of record."""
     facts = {}
+    if kind == "backbone" and getattr(record, "side", None):
+        facts["made for images of"] = _in_pixels(record.side) + _map_sides(record)  # type: ignore[attr-defined]
+    if kind == "dataset" and (side := _side(record, {})):
+        facts["its images"] = _in_pixels(side) + (", or as `size` says" if _sizes(record) else "")
     if kind == "norm":
         aware = getattr(record, "composition_aware", False)
         facts["must know the composition of a batch"] = (
@@ -118,12 +122,47 @@ def _facts(kind: str, record: Record) -> dict[str, str]:
     return facts
 
 
+def _sizes(record: Record) -> Any:
+    """The option ``size`` of a data set, if it has one."""
+    from cilnorm.settings.options import options_of
+
+    return options_of("dataset", record.build).get("size")
+
+
+def _side(record: Record, options: Mapping[str, Any]) -> int | None:
+    """Side of a data set's images with these options, in pixels, if it is known."""
+    known = getattr(_sizes(record), "default", None)
+    side = options.get("size", known if isinstance(known, int) else getattr(record, "side", None))
+    return side if isinstance(side, int) else None
+
+
+def _in_pixels(side: int) -> str:
+    return f"{side} x {side} pixels"
+
+
+def _map_sides(record: Any) -> str:
+    """Sides of the stages' maps, which tell stems apart; empty where the network can't be built without more."""
+    import torch
+
+    try:
+        with torch.device("meta"), torch.no_grad():
+            maps = record.build(torch.nn.BatchNorm2d).eval()(torch.zeros(1, 3, record.side, record.side))[1]
+        return f"; sides of the stages' maps: {', '.join(str(each.shape[-1]) for each in maps)}"
+    except Exception:  # whatever a plugin raises, or what it needs and is not installed
+        return ""
+
+
 def _show_preset(registry: Registry, settings: Settings, name: str) -> None:
     from cilnorm.settings.options import options_of
     from cilnorm.spec import SECTIONS, Spec
+    from cilnorm.training.pixels import Augmentation
 
     values = settings.presets[name]
     print(f"preset {name}: {values.get('about', '')}")
+    side = _side(registry.datasets[values["dataset"]], values.get("dataset_options", {}))
+    if side:
+        given = Augmentation(**values.get("augmentation", {})).given((side, side))[0]
+        print(f"  images: {_in_pixels(side)}; the network is given {_in_pixels(given)}")
     rows = []
     for key, value in values.items():
         part = key.removesuffix("_options")

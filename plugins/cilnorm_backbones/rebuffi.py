@@ -78,4 +78,4 @@ class RebuffiResNet(nn.Module):
 
 @hookimpl
 def cilnorm_backbones() -> list[Backbone]:
-    return [Backbone("resnet32-rebuffi", RebuffiResNet, "https://arxiv.org/abs/2004.13513")]
+    return [Backbone("resnet32-rebuffi", RebuffiResNet, "https://arxiv.org/abs/2004.13513", side=32)]

@@ -1,11 +1,11 @@
-"""Residual networks of basic blocks, for small and for large images.
+"""Residual networks, for small and for large images.
 
 ``resnet8`` ... ``resnet56``: 6n+2 layers for 32x32 images, https://arxiv.org/abs/1512.03385, section 4.2, with the
 projection shortcut (option B) that the TBBN experiments use. ``resnet32-a``: with the shortcut without weights of
-option A, which PyCIL has: every other pixel, channels filled up with zeros. ``resnet18`` and ``resnet34``: table 1
-there, for 224x224 images. ``resnet18-podnet``: the ResNet-18 of the code of PODNet and AFC
-(https://arxiv.org/abs/2004.13513), which has a 3x3 stem, rectifies nothing at the end of a stage, and starts with
-residual branches that are zero.
+option A, which PyCIL has: every other pixel, channels filled up with zeros. ``resnet18``, ``resnet34`` and
+``resnet50``: table 1 there, for 224x224 images, the last with its stride in the 3x3 convolution, as in torchvision.
+``resnet18-podnet``: the ResNet-18 of the code of PODNet and AFC (https://arxiv.org/abs/2004.13513), which has a 3x3
+stem, rectifies nothing at the end of a stage, and starts with residual branches that are zero.
 Layers are named as in torchvision's ResNet, so weights travel between the two by name.
 """
 
@@ -56,6 +56,29 @@ class BasicBlock(nn.Module):
         return out + self.downsample(x)
 
 
+class Bottleneck(nn.Module):
+    """A 1x1, a 3x3 and a 1x1 convolution, the last four times as wide; a shortcut. Returns as a basic block."""
+
+    def __init__(self, channels_in: int, channels: int, stride: int, norm: NormLayer) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels_in, channels, 1, bias=False)
+        self.bn1 = norm(channels)
+        self.act1 = activation_after(self.bn1)
+        self.conv2 = nn.Conv2d(channels, channels, 3, stride, 1, bias=False)
+        self.bn2 = norm(channels)
+        self.act2 = activation_after(self.bn2)
+        self.conv3 = nn.Conv2d(channels, 4 * channels, 1, bias=False)
+        self.bn3 = without_activation(norm(4 * channels))
+        self.downsample: nn.Module = nn.Identity()
+        if stride != 1 or channels_in != 4 * channels:
+            convolution = nn.Conv2d(channels_in, 4 * channels, 1, stride, bias=False)
+            self.downsample = nn.Sequential(convolution, without_activation(norm(4 * channels)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.act2(self.bn2(self.conv2(self.act1(self.bn1(self.conv1(x))))))
+        return self.bn3(self.conv3(out)) + self.downsample(x)
+
+
 class ResNet(nn.Module):
     """Maps images (N, 3, H, W) to an embedding (N, dim) and the stage outputs before their last ReLU.
 
@@ -64,7 +87,8 @@ class ResNet(nn.Module):
         signed_embedding: leave out the last ReLU before pooling (LUCIR, section 3.2; PODNet; AFC). The last one is that
             of the last stage on every network.
         widths: channels of the stages; every stage but the first halves the image.
-        blocks: basic blocks of each stage.
+        blocks: how many each stage has.
+        bottleneck: whether they are bottlenecks, whose outputs have four times the channels, or basic blocks.
         stem: size and stride of the first convolution.
         pool: halve the image once more after it.
         rectified: whether a stage's output passes a ReLU on its way to the next stage.
@@ -79,6 +103,7 @@ class ResNet(nn.Module):
         *,
         widths: Sequence[int] = (16, 32, 64),
         blocks: Sequence[int] = (5, 5, 5),
+        bottleneck: bool = False,
         stem: tuple[int, int] = (3, 1),
         pool: bool = False,
         rectified: bool = True,
@@ -86,7 +111,8 @@ class ResNet(nn.Module):
         padded: bool = False,
     ) -> None:
         super().__init__()
-        self.dim = widths[-1]
+        block, wider = (Bottleneck, 4) if bottleneck else (partial(BasicBlock, padded=padded), 1)
+        self.dim = wider * widths[-1]
         self.signed_embedding, self.rectified = signed_embedding, rectified
         size, stride = stem
         self.conv1 = nn.Conv2d(3, widths[0], size, stride, size // 2, bias=False)
@@ -96,18 +122,20 @@ class ResNet(nn.Module):
         self.stages = [f"layer{number}" for number in range(1, len(widths) + 1)]
         channels_in = widths[0]
         for name, channels, count in zip(self.stages, widths, blocks, strict=True):
-            first = BasicBlock(channels_in, channels, 1 if name == "layer1" else 2, norm, padded)
-            later = (BasicBlock(channels, channels, 1, norm) for _ in range(count - 1))
+            first = block(channels_in, channels, 1 if name == "layer1" else 2, norm)
+            later = (block(wider * channels, channels, 1, norm) for _ in range(count - 1))
             self.add_module(name, nn.ModuleList([first, *later]))
-            channels_in = channels
+            channels_in = wider * channels
         self._start(zero_start)
 
     def _start(self, zero_start: bool) -> None:
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            elif zero_start and isinstance(module, BasicBlock) and getattr(module.bn2, "weight", None) is not None:
-                nn.init.zeros_(module.bn2.weight)  # type: ignore[arg-type]
+            elif zero_start and isinstance(module, (BasicBlock, Bottleneck)):
+                last = module.bn3 if isinstance(module, Bottleneck) else module.bn2
+                if getattr(last, "weight", None) is not None:
+                    nn.init.zeros_(last.weight)  # type: ignore[arg-type]
 
     def forward(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         x = self.maxpool(self.act1(self.bn1(self.conv1(images))))
@@ -129,9 +157,10 @@ def cilnorm_backbones() -> list[Backbone]:
     wide = partial(ResNet, widths=(64, 128, 256, 512), pool=True)
     podnet = partial(wide, blocks=(2, 2, 2, 2), rectified=False, zero_start=True)
     return [
-        *(Backbone(f"resnet{depth}", partial(ResNet, blocks=(n,) * 3), paper) for depth, n in small.items()),
-        Backbone("resnet32-a", partial(ResNet, blocks=(5, 5, 5), padded=True), paper),
-        Backbone("resnet18", partial(wide, stem=(7, 2), blocks=(2, 2, 2, 2)), paper),
-        Backbone("resnet34", partial(wide, stem=(7, 2), blocks=(3, 4, 6, 3)), paper),
-        Backbone("resnet18-podnet", podnet, "https://arxiv.org/abs/2004.13513", ("resnet18-cifar",)),
+        *(Backbone(f"resnet{depth}", partial(ResNet, blocks=(n,) * 3), paper, side=32) for depth, n in small.items()),
+        Backbone("resnet32-a", partial(ResNet, blocks=(5, 5, 5), padded=True), paper, side=32),
+        Backbone("resnet18", partial(wide, stem=(7, 2), blocks=(2, 2, 2, 2)), paper, side=224),
+        Backbone("resnet34", partial(wide, stem=(7, 2), blocks=(3, 4, 6, 3)), paper, side=224),
+        Backbone("resnet50", partial(wide, stem=(7, 2), blocks=(3, 4, 6, 3), bottleneck=True), paper, side=224),
+        Backbone("resnet18-podnet", podnet, "https://arxiv.org/abs/2004.13513", ("resnet18-cifar",), side=224),
     ]

@@ -89,4 +89,4 @@ def _found(root: Path | None) -> bool:
 
 @hookimpl
 def cilnorm_datasets() -> list[Dataset]:
-    return [Dataset("cifar10", build, found=_found)]
+    return [Dataset("cifar10", build, found=_found, side=32)]

@@ -204,4 +204,4 @@ def _glyphs(text: str) -> list[Image.Image]:
 
 @hookimpl
 def cilnorm_datasets() -> list[Dataset]:
-    return [Dataset("numerals", build, found=lambda root: _place(root, 0, 500, 100).is_file())]
+    return [Dataset("numerals", build, found=lambda root: _place(root, 0, 500, 100).is_file(), side=32)]

@@ -192,6 +192,20 @@ def test_show_says_whether_a_norm_must_know_the_composition() -> None:
     assert "chosen on held-out images unless set: groups among 4, 8, 16, 32" in cilnorm("show", "cn*").stdout
 
 
+def test_show_tells_sizes_of_images() -> None:
+    for name, line in (
+        ("resnet18", "made for images of: 224 x 224 pixels; sides of the stages' maps: 56, 28, 14, 7"),
+        ("resnet18-podnet", "made for images of: 224 x 224 pixels; sides of the stages' maps: 112, 56, 28, 14"),
+        ("timm-resnet50", "made for images of: 224 x 224 pixels; sides of the stages' maps: 56, 28, 14, 7"),
+        ("resnet32", "made for images of: 32 x 32 pixels; sides of the stages' maps: 32, 16, 8"),
+        ("numerals", "its images: 32 x 32 pixels"),
+        ("imagenet100-1993", "its images: 256 x 256 pixels, or as `size` says"),
+        ("imagenet100-1993", "images: 256 x 256 pixels; the network is given 224 x 224 pixels"),
+        ("cifar100-16", "images: 16 x 16 pixels; the network is given 16 x 16 pixels"),
+    ):
+        assert f"  {line}" in cilnorm("show", name).stdout.splitlines(), name
+
+
 def test_show_has_a_data_set_and_a_preset_of_one_name_and_the_sections() -> None:
     page = cilnorm("show", "cifar100").stdout
     assert "dataset cifar100: CIFAR-100" in page

@@ -17,7 +17,7 @@ from tests.golden import Golden, check
 
 EXACT = 1e-9
 SMALL = [*(f"resnet{depth}" for depth in (8, 14, 20, 32, 44, 56)), "resnet32-a"]
-NEW = ["resnet18", "resnet18-podnet", "resnet32-rebuffi", "timm-resnet18"]
+NEW = ["resnet18", "resnet50", "resnet18-podnet", "resnet32-rebuffi", "timm-resnet18"]
 
 
 SHELF = load().backbones
@@ -125,6 +125,26 @@ def test_resnet32_with_other_norms(recorded: Build) -> None:
 def test_resnet18(recorded: Build, name: str) -> None:
     x = images(2, 64, Golden("backbones").meta["seed"])
     held(recorded("resnet18", name)(x)[0], "resnet18_eval_features")
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50"])
+@torch.no_grad()
+def test_weights_of_torchvision_fit_by_name(name: str) -> None:
+    """And give the same embedding; the small stem has no counterpart there."""
+    models = pytest.importorskip("torchvision.models")
+    torch.manual_seed(0)
+    theirs = getattr(models, name)().eval().double()
+    theirs.fc = nn.Identity()
+    for parameter in theirs.parameters():
+        nn.init.normal_(parameter, std=0.05)
+    ours = SHELF[name].build(nn.BatchNorm2d).eval().double()
+    ours.load_state_dict(theirs.state_dict())
+    x = images(2, 64, 0)
+    torch.testing.assert_close(ours(x)[0], theirs(x))
+    assert ours.dim == theirs(x).shape[1]
+    small = SHELF[name].build(nn.BatchNorm2d, stem=(3, 1), pool=False)
+    assert [each.shape[-1] for each in small(torch.zeros(1, 3, 32, 32))[1]] == [32, 16, 8, 4]
+    assert [each.shape[-1] for each in small.eval()(torch.zeros(1, 3, 64, 64))[1]] == [64, 32, 16, 8]
 
 
 @torch.no_grad()
