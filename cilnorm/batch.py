@@ -187,9 +187,10 @@ def set_composition(model: nn.Module, composition: Composition, *, expect_listen
             'such layers first, by norm_layer=norm_factory("tbbn") or convert_norms(model, "tbbn"), and mind that '
             "convert_sync_batchnorm and the like may have replaced them",
         )
-    doubt = next((listener.doubt for listener in listeners if listener.doubt), None)
-    if doubt:
-        _warn_once(model, "doubt", doubt)
+    for listener in listeners:
+        if listener.doubt:
+            _warn_once(model, "doubt", listener.doubt)
+            break
 
 
 _WARNED: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()  # of which model was said what

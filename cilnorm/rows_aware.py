@@ -122,6 +122,8 @@ class Told:
         telling: what was told.
         rows: the rows of it, on the layer's device.
         reduced: what the layer made of its rows.
+        count: how many there are; compiled code reads this and not ``rows``, all of whose fields would then be part of
+            what it was compiled for in torch 2.6.
         mark: one value of each row (N,) that the layer was given, by which a repeated pass finds its telling again.
         kept: whatever the layer needs to repeat the pass as it was.
     """
@@ -129,6 +131,7 @@ class Told:
     telling: Telling
     rows: Rows
     reduced: Any
+    count: int
     mark: Tensor | None = None
     kept: Any = None
 
@@ -162,7 +165,7 @@ class RowsAware(nn.Module):
     def receive(self, telling: Telling, rows: Rows) -> None:
         """Takes a telling in the place of any other; ``rows`` are its rows on this module's device."""
         # Past nn.Module's own way of setting an attribute, which takes longer than all else here.
-        self.__dict__["_told"] = Told(telling, rows, self.reduce(rows))
+        self.__dict__["_told"] = Told(telling, rows, self.reduce(rows), len(rows.past))
 
     def forget(self) -> None:
         """Knows nothing of any batch, as when it was new."""
@@ -180,13 +183,13 @@ class RowsAware(nn.Module):
         told = self._told
         if told is None or not told.telling.open:
             raise RuntimeError(f"{self._amiss()}; {ADVICE}")
-        if len(told.rows.past) != x.shape[0]:
-            raise ValueError(f"{len(told.rows.past)} rows were described, the batch has {x.shape[0]}")
+        if told.count != x.shape[0]:
+            raise ValueError(f"{told.count} rows were described, the batch has {x.shape[0]}")
         if not told.telling.repeat:
             self._told = None
         if torch.compiler.is_compiling():
             return told
-        used = Told(told.telling, told.rows, told.reduced, _mark(x))
+        used = Told(told.telling, told.rows, told.reduced, told.count, _mark(x))
         self._earlier = (*self._earlier[1 - KEPT :], used)
         return used
 

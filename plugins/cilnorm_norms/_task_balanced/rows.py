@@ -56,13 +56,13 @@ class RowPlan:
     gain: Tensor | None
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)  # not frozen: torch 2.6 compiles anew for every value of any field of a frozen one
 class RowPlanner:
     """Makes the plan when the first layer asks for it; compiled code makes it anew, from the mask of each batch.
 
     Attributes:
         past: (N,) bool, of the rows of all processes.
-        rule: after so many tasks.
+        most: a bound on the splits of any batch of so many rows.
         balanced: whether a past row weighs more than a current one in the gradients of γ and β: as many times as there
             are splits, or where rows weigh in the statistics as much as there.
         splits, weighs, ratios: (N + 1,), what the rule says of 0, 1, ... past rows, and r; compiled code reads them
@@ -71,7 +71,7 @@ class RowPlanner:
     """
 
     past: Tensor
-    rule: Rule
+    most: int
     balanced: bool
     splits: Tensor
     weighs: Tensor
@@ -84,10 +84,10 @@ class RowPlanner:
     def plan(self, dtype: torch.dtype) -> RowPlan:
         """The plan, in the type of the statistics."""
         if torch.compiler.is_compiling():
-            return self._made(dtype, self.rule.most(len(self.past)))
+            return self._made(dtype, self.most)
         if dtype not in self.plans:
             on_cpu = self.past.device.type == "cpu"
-            most = int(self.splits[self.past.sum()]) if on_cpu else self.rule.most(len(self.past))
+            most = int(self.splits[self.past.sum()]) if on_cpu else self.most
             self.plans[dtype] = self._made(dtype, most)
         return self.plans[dtype]
 
@@ -120,7 +120,8 @@ def _of_mean_one(value: Tensor) -> Tensor:
 
 def plan_rows(past: Tensor, rule: Rule, balanced: bool) -> RowPlanner:
     """A planner for the rows of ``past`` (N,) bool; see there for the rest."""
-    return RowPlanner(past, rule, balanced, *_table(rule, len(past), past.device))  # type: ignore[arg-type]  # hashable
+    tables = _table(rule, len(past), past.device)  # type: ignore[arg-type]  # hashable
+    return RowPlanner(past, rule.most(len(past)), balanced, *tables)
 
 
 @functools.lru_cache(maxsize=256)
