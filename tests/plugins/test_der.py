@@ -15,10 +15,9 @@ from cilnorm.growing import GrowingNetwork
 from cilnorm.heads import Expanding, align
 from cilnorm.method import Phase, Schedule, Step
 from cilnorm.network import Network, Output
-from cilnorm.registry import Registry
+from cilnorm.registry import Registry, load
 from cilnorm.spec import resolve
 from cilnorm.training.engine import Engine
-from cilnorm_backbones.resnet import BasicBlock, ResNet
 from cilnorm_methods.der import DER
 from tests.golden import FOLDER as GOLDEN
 from tests.golden import Golden, check, names
@@ -133,19 +132,8 @@ def test_alignment(name: str, dtype: torch.dtype, tolerance: float) -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
 
 
-class EveryOther(nn.Module):
-    """PyCIL's shortcut: every other pixel, channels filled up with zeros."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x[..., ::2, ::2]
-        return torch.cat([x, torch.zeros_like(x)], dim=1)
-
-
 def pycil_resnet32() -> nn.Module:
-    net = ResNet(nn.BatchNorm2d)
-    for block in (module for module in net.modules() if isinstance(module, BasicBlock)):
-        if not isinstance(block.downsample, nn.Identity):
-            block.downsample = EveryOther()
+    net: nn.Module = load().backbones["resnet32-a"].build(nn.BatchNorm2d)
     return net
 
 
@@ -211,3 +199,34 @@ def test_released_is_the_authors(registry: Registry) -> None:
     asked: dict[str, Any] = {"keep_head": False, "bias": False, "normal_head": True, "warm_up": 10 / 160}
     assert {key: spec.method_options[key] for key in asked} == asked
     assert (spec.protocol.herding, spec.protocol.validation, spec.protocol.epoch) == ("icarl", 0.0, "passes")
+
+
+@pytest.mark.parametrize(
+    ("preset", "method", "recorded"),
+    [
+        ("cifar100-der", "der", ["schedule_der_authors"]),
+        ("cifar100-pycil", "der", ["der_first_task", "der_later_tasks"]),
+        ("cifar100-pycil", "foster", ["foster_first_task", "foster_boosting", "foster_compression"]),
+    ],
+)
+def test_presets_have_the_recorded_schedules(preset: str, method: str, recorded: list[str], registry: Registry) -> None:
+    """Rates of every epoch, and weight decay, of the first task and of the second, but for DER's second classifier."""
+    spec = resolve(preset, registry, method=method)
+    how, rates, decays = registry.methods[method].build(**spec.method_options), [], []
+    for index in (0, 1):
+        for phase in how.phases(Task(index, (10, 10))):
+            made = phase.schedule_in(spec.schedule.in_task(index))
+            if phase.name != "classifier":
+                rates.append([made.rate(epoch) for epoch in range(made.epochs)])
+                decays.append(made.weight_decay)
+    if preset == "cifar100-der":  # rise and main phase, in both tasks
+        expected, facts = [Golden(recorded[0], FOLDER).arrays["lr"].tolist()] * 2, [5e-4] * 4
+        rates = [rates[0] + rates[1], rates[2] + rates[3]]
+    else:
+        golden = Golden("schedules", FOLDER)
+        expected = [golden.arrays[name].tolist() for name in recorded]
+        facts = [golden.meta["phases"][name]["weight_decay"] for name in recorded]
+    assert [len(each) for each in rates] == [len(each) for each in expected]
+    for found, wanted in zip(rates, expected, strict=True):
+        assert found == pytest.approx(wanted, rel=1e-12, abs=1e-15)
+    assert decays == facts
