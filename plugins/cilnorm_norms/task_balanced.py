@@ -151,6 +151,8 @@ class TaskBalancedBatchNorm2d(BatchNormBase, CompositionAware, RowsAware):
             weight of a past one, else ``exact``. A number: that many splits. See ``feasible_splits``.
         affine_gradient: how rows weigh in the gradients of γ and β. ``released``: all weigh 1; ``balanced``: a past row
             weighs r times a current one, all rows 1 in the mean; r is the number of splits, with ``exact`` the r above.
+        unit (t): what weighs the same as what: ``tasks``: each past task as the current one, however many classes they
+            have; ``classes``: each old class as each new one. The same where all tasks are of one size.
 
     Raises:
         ValueError: another option than these, an input that isn't (N, C, H, W), a batch of another size than the

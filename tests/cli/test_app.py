@@ -218,6 +218,15 @@ def test_show_has_a_data_set_and_a_preset_of_one_name_and_the_sections() -> None
     )
 
 
+def test_show_has_the_named_protocols_and_what_they_do_to_a_method() -> None:
+    lines = cilnorm("show", "protocol").stdout.splitlines()
+    [pycil] = [line for line in lines if line.split()[:1] == ["pycil"]]
+    assert "batches shuffled" in pycil
+    assert "class_order 1993" in pycil
+    assert "with --protocol pycil: bias true, non_negative false" in cilnorm("show", "wa").stdout
+    assert "without exemplars (memory 0): possible" in cilnorm("show", "ft").stdout
+
+
 def test_show_knows_every_name_and_every_option_has_a_meaning() -> None:
     registry = load()
     for name in [*(name for shelf in registry.shelves for name in shelf), *read_settings().presets, "spec", "protocol"]:

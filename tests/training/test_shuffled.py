@@ -269,3 +269,12 @@ def test_a_shuffled_run_is_another_one(tiny: Callable[..., Spec], registry: Regi
     assert isinstance(parts.stream.targets, Tensor)
     whole = run(tiny(batches="shuffled", epochs=1), tmp_path / "run", device="cpu", registry=registry)
     assert [event["steps"] for event in events(whole.folder, "epoch")] == [3, 5, 5]  # 48, and 72 images, in 16 rows
+
+
+def test_streamed_images_give_the_same_bits(tiny: Callable[..., Spec], registry: Registry, tmp_path: Path) -> None:
+    """A shorter last batch, too."""
+    found = []
+    for residence in ("device", "stream"):
+        spec = tiny(batches="shuffled", tasks=2, train_per_class=9, rows="6:2", memory=9, residence=residence)
+        found.append(bits(run(spec, tmp_path / residence, device="cpu", registry=registry).folder))
+    assert found[0] == found[1]
