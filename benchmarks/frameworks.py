@@ -1,7 +1,8 @@
-"""Three tasks of CIFAR-100 in a checkout of PyCIL or Mammoth: accuracies, what the norm was told, a step's cost.
+"""Three tasks of CIFAR-100 in Avalanche, PyCIL or Mammoth: accuracies, what the norm was told, a step's cost.
 
     python -m benchmarks.frameworks pycil --checkout PyCIL --data DATA --method replay --norm tbbn
     python -m benchmarks.frameworks mammoth --checkout mammoth --data DATA --method er --norm none
+    python -m benchmarks.frameworks avalanche --data DATA --method replay --norm tbbn
 
 ``DATA`` holds ``cifar-100-python``; ``--norm none`` is the framework as it is. Every class has few images and training
 is short, so the accuracies show that it runs, not how good it is. What the loss is given is compared with what the norm
@@ -34,11 +35,11 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import cifar
 
 from cilnorm import registry
-from cilnorm.integrations import mammoth, pycil, telling_hook
-from cilnorm.integrations.launcher import parse_command
+from cilnorm.integrations import avalanche, mammoth, pycil, telling_hook
+from cilnorm.integrations.launcher import Framework, parse_command
+from cilnorm.norms import convert_norms
 
 TASKS, NEW, TESTED = 3, 10, 5  # tasks, classes of each, images of a class to test on
-FRAMEWORKS = {"pycil": pycil, "mammoth": mammoth}
 
 
 class Record:
@@ -187,22 +188,56 @@ def run_mammoth(asked: argparse.Namespace, record: Record) -> list[str]:
     return words.split()
 
 
-def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Runs one method with one norm; returns what it prints."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("framework", choices=sorted(FRAMEWORKS))
-    parser.add_argument("--checkout", type=Path, required=True)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--method", required=True)
-    parser.add_argument("--norm", required=True)
-    parser.add_argument("--images", type=int, default=20, help="of each class, to train on")
-    parser.add_argument("--memory", type=int, default=200, help="images that are kept")
-    parser.add_argument("--rows", type=int, default=16, help="of a batch")
-    asked = parser.parse_args(argv)
-    asked.checkout, asked.data = asked.checkout.resolve(), asked.data.resolve()
-    framework = FRAMEWORKS[asked.framework]
-    shown = framework.PYCIL if asked.framework == "pycil" else framework.MAMMOTH
-    record, prepare = Record(), {"pycil": run_pycil, "mammoth": run_mammoth}[asked.framework]
+def run_avalanche(asked: argparse.Namespace, record: Record) -> None:
+    """Trains a SlimResNet18 with Avalanche, classes in the order of their labels."""
+    from avalanche.benchmarks.scenarios import class_incremental_benchmark
+    from avalanche.benchmarks.utils import _make_taskaware_tensor_classification_dataset
+    from avalanche.models import SlimResNet18
+    from avalanche.training import plugins
+    from avalanche.training.supervised import Naive
+
+    made = {
+        "replay": lambda: [plugins.ReplayPlugin(mem_size=asked.memory)],
+        "lwf": lambda: [plugins.ReplayPlugin(mem_size=asked.memory), plugins.LwFPlugin()],
+        "agem": lambda: [plugins.AGEMPlugin(patterns_per_experience=asked.memory // TASKS, sample_size=asked.rows)],
+    }[asked.method]()
+    data = registry.load().datasets["cifar100"].build(asked.data)
+    parts = (data.train_images, data.train_labels, asked.images), (data.test_images, data.test_labels, TESTED)
+    datasets = []
+    for images, labels, each in parts:
+        rows = torch.cat([(labels == label).nonzero()[:each, 0] for label in range(TASKS * NEW)])
+        pixels = (images[rows].float() / 255 - 0.5) * 4
+        datasets.append(_make_taskaware_tensor_classification_dataset(pixels, labels[rows], task_labels=0))
+    order = list(range(TASKS * NEW))
+    stream = class_incremental_benchmark(
+        {"train": datasets[0], "test": datasets[1]}, class_order=order, num_experiences=TASKS
+    )
+    torch.manual_seed(0)
+    model = SlimResNet18(TASKS * NEW)
+    if asked.norm != "none":
+        options = {"splits": "auto"} if asked.norm == "tbbn" else {}
+        convert_norms(model, asked.norm, **options)
+        made.append(avalanche.CompositionPlugin())
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    strategy = Naive(
+        model=model, optimizer=optimiser, train_mb_size=asked.rows, train_epochs=1, plugins=made,
+        evaluator=plugins.EvaluationPlugin(),
+    )  # fmt: skip
+    record.known = lambda: NEW * strategy.experience.current_experience
+    for task, experience in enumerate(stream.train_stream):
+        strategy.train(experience)
+        seen = datasets[1].targets.data  # class after class
+        model.eval()
+        with torch.no_grad():
+            images = torch.stack([datasets[1][row][0] for row in range((task + 1) * NEW * TESTED)])
+            guesses = model(images)[:, : (task + 1) * NEW].argmax(1)
+        record.task_ends(100 * (guesses == torch.as_tensor(seen[: len(guesses)])).float().mean().item())
+
+
+def run_checkout(asked: argparse.Namespace, record: Record) -> None:
+    """Trains with PyCIL or Mammoth, by their own ``main.py``."""
+    module, prepare = {"pycil": (pycil, run_pycil), "mammoth": (mammoth, run_mammoth)}[asked.framework]
+    framework: Framework = getattr(module, asked.framework.upper())
     words = ["--norm", asked.norm, "--checkout", str(asked.checkout)]
     if asked.framework == "mammoth":
         words.append(f"--{mammoth.WITHOUT_CLIP}")
@@ -210,7 +245,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     if asked.norm == "none":
         sys.path.insert(0, str(asked.checkout))
     else:
-        framework.install(parse_command(shown, words))
+        module.install(parse_command(framework, words))
     record.watch()
     torch.set_num_threads = lambda _: None  # Mammoth asks for two, and seconds are those of all threads
     cifar.check_integrity = lambda path, md5=None: Path(path).is_file()  # for there are fewer images
@@ -220,6 +255,27 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         sys.argv = [main_file, *prepare(asked, record)]
         runpy.run_path(main_file, run_name="__main__")
         os.chdir(asked.checkout)
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Runs one method with one norm; returns what it prints."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("framework", choices=["avalanche", "mammoth", "pycil"])
+    parser.add_argument("--checkout", type=Path, default=Path(), help="of PyCIL or Mammoth")
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--method", required=True, help="theirs; of Avalanche: replay, lwf, agem")
+    parser.add_argument("--norm", required=True)
+    parser.add_argument("--images", type=int, default=20, help="of each class, to train on")
+    parser.add_argument("--memory", type=int, default=200, help="images that are kept")
+    parser.add_argument("--rows", type=int, default=16, help="of a batch")
+    asked = parser.parse_args(argv)
+    asked.checkout, asked.data = asked.checkout.resolve(), asked.data.resolve()
+    record = Record()
+    if asked.framework == "avalanche":
+        record.watch()
+        run_avalanche(asked, record)
+    else:
+        run_checkout(asked, record)
     found = {
         "framework": asked.framework, "method": asked.method, "norm": asked.norm, "accuracies": record.accuracies,
         "told": record.told, "mixed": record.mixed, "checked": record.checked, "left": record.left,

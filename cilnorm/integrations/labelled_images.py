@@ -87,12 +87,13 @@ class LabelledImages:
         labels = torch.cat([torch.empty(0, dtype=torch.long), *(batch.labels.cpu() for batch in self._batches)])
         known, order = known.sort(stable=True)
         labels = labels[order]
-        if ((known[1:] == known[:-1]) & (labels[1:] != labels[:-1])).any():
-            raise ValueError("the loop was given the same image under two labels, so its task can't be told")
         places = torch.searchsorted(known, sought).clamp(max=max(len(known) - 1, 0))
         unknown = len(sought) if not len(known) else int((known[places] != sought).sum())
         if unknown:
             raise UnknownImages(f"{unknown} of {len(sought)} rows are images that no batch held")
+        doubtful = known[1:][(known[1:] == known[:-1]) & (labels[1:] != labels[:-1])]
+        if torch.isin(sought, doubtful).any():
+            raise ValueError("the loop was given the same image under two labels, so its task can't be told")
         return labels[places]
 
 

@@ -10,15 +10,16 @@ from __future__ import annotations
 import json
 import sys
 
-from benchmarks.frameworks import FRAMEWORKS, Record
+from benchmarks.frameworks import Record
+from cilnorm.integrations import mammoth, pycil
 from cilnorm.integrations.launcher import parse_command
 
 
 def main() -> None:
     """The command."""
     name, known, *argv = sys.argv[1:]
-    module, before = FRAMEWORKS[name], [int(count) for count in known.split()]
-    launch = parse_command(getattr(module, name.upper()), argv)
+    module, before = {"mammoth": mammoth, "pycil": pycil}[name], [int(count) for count in known.split()]
+    launch = parse_command({"mammoth": mammoth.MAMMOTH, "pycil": pycil.PYCIL}[name], argv)
     record, hook = Record(), module.install(launch)
     record.known = lambda: before[hook.classes().task]
     record.watch()
