@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Literal
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -88,12 +89,12 @@ class ResNet(nn.Module):
             of the last stage on every network.
         widths: channels of the stages; every stage but the first halves the image.
         blocks: how many each stage has.
-        bottleneck: whether they are bottlenecks, whose outputs have four times the channels, or basic blocks.
+        block: what they are. ``basic``; ``padded``: basic, with shortcuts without weights where sizes change (option
+            A); ``bottleneck``: outputs have four times the channels.
         stem: size and stride of the first convolution.
         pool: halve the image once more after it.
         rectified: whether a stage's output passes a ReLU on its way to the next stage.
         zero_start: whether the last norm of each block starts at γ = 0.
-        padded: whether shortcuts that change the size have no weights (option A).
     """
 
     def __init__(
@@ -103,15 +104,15 @@ class ResNet(nn.Module):
         *,
         widths: Sequence[int] = (16, 32, 64),
         blocks: Sequence[int] = (5, 5, 5),
-        bottleneck: bool = False,
+        block: Literal["basic", "padded", "bottleneck"] = "basic",
         stem: tuple[int, int] = (3, 1),
         pool: bool = False,
         rectified: bool = True,
         zero_start: bool = False,
-        padded: bool = False,
     ) -> None:
         super().__init__()
-        block, wider = (Bottleneck, 4) if bottleneck else (partial(BasicBlock, padded=padded), 1)
+        make: Callable[..., nn.Module] = partial(BasicBlock, padded=block == "padded")
+        make, wider = (Bottleneck, 4) if block == "bottleneck" else (make, 1)
         self.dim = wider * widths[-1]
         self.signed_embedding, self.rectified = signed_embedding, rectified
         size, stride = stem
@@ -122,8 +123,8 @@ class ResNet(nn.Module):
         self.stages = [f"layer{number}" for number in range(1, len(widths) + 1)]
         channels_in = widths[0]
         for name, channels, count in zip(self.stages, widths, blocks, strict=True):
-            first = block(channels_in, channels, 1 if name == "layer1" else 2, norm)
-            later = (block(wider * channels, channels, 1, norm) for _ in range(count - 1))
+            first = make(channels_in, channels, 1 if name == "layer1" else 2, norm)
+            later = (make(wider * channels, channels, 1, norm) for _ in range(count - 1))
             self.add_module(name, nn.ModuleList([first, *later]))
             channels_in = wider * channels
         self._start(zero_start)
@@ -158,9 +159,9 @@ def cilnorm_backbones() -> list[Backbone]:
     podnet = partial(wide, blocks=(2, 2, 2, 2), rectified=False, zero_start=True)
     return [
         *(Backbone(f"resnet{depth}", partial(ResNet, blocks=(n,) * 3), paper, side=32) for depth, n in small.items()),
-        Backbone("resnet32-a", partial(ResNet, blocks=(5, 5, 5), padded=True), paper, side=32),
+        Backbone("resnet32-a", partial(ResNet, blocks=(5, 5, 5), block="padded"), paper, side=32),
         Backbone("resnet18", partial(wide, stem=(7, 2), blocks=(2, 2, 2, 2)), paper, side=224),
         Backbone("resnet34", partial(wide, stem=(7, 2), blocks=(3, 4, 6, 3)), paper, side=224),
-        Backbone("resnet50", partial(wide, stem=(7, 2), blocks=(3, 4, 6, 3), bottleneck=True), paper, side=224),
+        Backbone("resnet50", partial(wide, stem=(7, 2), blocks=(3, 4, 6, 3), block="bottleneck"), paper, side=224),
         Backbone("resnet18-podnet", podnet, "https://arxiv.org/abs/2004.13513", ("resnet18-cifar",), side=224),
     ]
