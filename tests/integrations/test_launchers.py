@@ -165,7 +165,7 @@ def checkout(variable: str) -> list[str]:
     folder, data = os.environ.get(variable), os.environ.get("CILNORM_DATA")
     if not folder or not data:
         pytest.skip(f"{variable} names no checkout, or CILNORM_DATA no folder with cifar-100-python")
-    return ["--checkout", folder, "--data", data, "--norm", "tbbn", "--images", "10"]
+    return ["--checkout", folder, "--data", data, "--norm", "tbbn", "--images", "20"]
 
 
 @pytest.mark.frameworks

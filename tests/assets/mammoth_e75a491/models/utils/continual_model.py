@@ -1,4 +1,5 @@
 import torch
+from datasets import get_dataset  # noqa: F401  (as Mammoth does; its data sets come in with it)
 from torch import nn
 from utils.buffer import Buffer
 
