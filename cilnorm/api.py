@@ -278,7 +278,7 @@ def compare(one: Path | str, other: Path | str) -> Contrast:
     """
     mine, theirs = comparison.gather(str(one)), comparison.gather(str(other))
     names = (mine[0].label, theirs[0].label)
-    apart = reading.differing([mine[0].spec, theirs[0].spec], ("seed", "preset"))
+    apart = reading.differing([mine[0].spec, theirs[0].spec], ("seed", *reading.NO_SETTING))
     difference = comparison.first_difference(mine[0], theirs[0]) if len(mine) == len(theirs) == 1 else None
     if difference == "":
         return Contrast(names, apart, difference)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cilnorm.metrics import METRICS, mean_and_deviation, mean_text
-from cilnorm.results.reading import RunResult, differing, read_result
+from cilnorm.results.reading import NO_SETTING, RunResult, differing, read_result
 from cilnorm.storage.run_folder import FolderError
 
 __all__ = ["Comparison", "compare", "first_difference", "gather", "sentence"]
@@ -29,7 +29,7 @@ def gather(place: str) -> list[RunResult]:
     results = [read_result(folder) for folder in folders if _is_run(folder)]
     if not results:
         raise FolderError(f"{place} holds no run")
-    others = differing([result.spec for result in results], ("seed", "preset"))
+    others = differing([result.spec for result in results], ("seed", *NO_SETTING))
     if others:
         raise FolderError(f"the runs of {place} differ in {', '.join(others)}; a group differs in its seeds alone")
     if len({result.seed for result in results}) < len(results):
@@ -50,7 +50,7 @@ def first_difference(one: RunResult, other: RunResult) -> str:
     Raises:
         FolderError: a checkpoint can't be read.
     """
-    keys = differing([one.spec, other.spec], ("preset",))
+    keys = differing([one.spec, other.spec], NO_SETTING)
     if keys:
         return f"the specs differ in {', '.join(keys)}"
     mine, theirs = list(_history(one)), list(_history(other))

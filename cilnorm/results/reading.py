@@ -17,7 +17,9 @@ from cilnorm.storage.accuracy_files import read_confusion
 from cilnorm.storage.run_folder import MARK, FolderError, RunFolder
 from cilnorm.values import SpecError, parsed
 
-__all__ = ["RunResult", "by_label", "differing", "flat", "read_result"]
+__all__ = ["NO_SETTING", "RunResult", "by_label", "differing", "flat", "read_result"]
+
+NO_SETTING = ("preset", "residence")  # fields of a spec that change no number
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +134,7 @@ def by_label(results: Iterable[RunResult]) -> dict[str, list[RunResult]]:
         groups.setdefault(same, []).append(result)
     first = [members[0] for members in groups.values()]
     labels = [result.label for result in first]
-    apart = differing([result.spec for result in first], ("method", "norm", "seed", "preset"))
+    apart = differing([result.spec for result in first], ("method", "norm", "seed", *NO_SETTING))
     named = {}
     for result, members in zip(first, groups.values(), strict=True):
         label = result.label

@@ -14,7 +14,7 @@ import yaml
 
 from cilnorm.metrics import METRICS, as_matrix, average_per_task, forgetting_per_task, mean_text
 from cilnorm.results import charts
-from cilnorm.results.reading import RunResult, by_label, differing, flat
+from cilnorm.results.reading import NO_SETTING, RunResult, by_label, differing, flat
 from cilnorm.storage.figures import PERCENT, bars_figure, curves_figure, matrix_figure, save
 
 __all__ = ["confused", "draw", "report"]
@@ -240,7 +240,7 @@ def _group_table(groups: Groups) -> dict[str, Any]:
 
 def _difference_table(groups: Groups) -> dict[str, Any] | None:
     specs = [members[0].spec for members in groups.values()]
-    keys = differing(specs, ("seed", "preset"))[:12]
+    keys = differing(specs, ("seed", *NO_SETTING))[:12]
     rows = [[label, *(_plain(flat(spec).get(key)) for key in keys)] for label, spec in zip(groups, specs, strict=True)]
     return {"columns": ["runs", *keys], "rows": rows} if keys else None
 

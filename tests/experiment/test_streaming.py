@@ -79,7 +79,12 @@ def streamed(tiny: Tiny) -> Tiny:
 
 @pytest.mark.parametrize(
     ("method", "norm", "options"),
-    [("two-phases", "tbbn", AS_WE_READ), ("lucir", "bn", RELEASED), ("afc", "bn", {"epochs": 1})],
+    [
+        ("two-phases", "tbbn", AS_WE_READ),
+        ("lucir", "bn", RELEASED),
+        ("afc", "bn", {"epochs": 1}),
+        ("ft", "bn", {"batches": "shuffled"}),  # a shorter last batch
+    ],
 )
 def test_a_streamed_run_gives_the_bits_of_one_with_its_images_at_hand(
     method: str, norm: str, options: Any, streamed: Tiny, filed: Any, registry: Registry, tmp_path: Path

@@ -41,6 +41,16 @@ def test_a_repeated_run_is_equal_to_the_bit(finished: Result, tiny: Any, registr
     assert part((finished.folder, tmp_path / "again")) == ""
 
 
+def test_where_images_lie_is_no_difference(finished: Result, tiny: Any, registry: Registry, tmp_path: Path) -> None:
+    """To the bit, and in a group."""
+    run(tiny(residence="stream"), tmp_path / "streamed", device="cpu", registry=registry)
+    assert part((finished.folder, tmp_path / "streamed")) == ""
+    home = tmp_path / "group"
+    run(tiny(residence="stream", seed=1), home / "1", device="cpu", registry=registry)
+    shutil.copytree(finished.folder, home / "0")
+    assert [result.seed for result in gather(str(home))] == [0, 1]
+
+
 def test_where_specs_part(finished: Result, tiny: Any, registry: Registry, tmp_path: Path) -> None:
     run(tiny(seed=1, lr=0.2), tmp_path / "other", device="cpu", registry=registry)
     assert part((finished.folder, tmp_path / "other")) == "the specs differ in seed, schedule.lr"
