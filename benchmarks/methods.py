@@ -33,7 +33,8 @@ COMPOSITION = Composition(48, 16, 9)
 def some_batch(device: str) -> Batch:
     """48 rows of the newest ten classes, 16 of the ninety before."""
     targets = torch.cat([torch.randint(90, 100, (48,)), torch.randint(0, 90, (16,))])
-    return Batch(torch.randn(64, 3, 32, 32, device=device), targets.to(device), COMPOSITION)
+    stored = {"logits": torch.randn(64, 90, device=device)}
+    return Batch(torch.randn(64, 3, 32, 32, device=device), targets.to(device), COMPOSITION, stored)
 
 
 def engine(method: Method, registry: Registry, backbone: str, norm: str, device: str) -> Engine:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import itertools
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 from weakref import WeakKeyDictionary
@@ -116,11 +117,17 @@ def _ends(sizes: tuple[int, ...], device: torch.device) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Images (N, C, H, W), targets (N,) in the order of learning, and what the rows are."""
+    """Images (N, C, H, W), targets (N,) in the order of learning, and what the rows are.
+
+    Attributes:
+        stored: what the method stored beside each row's image, (N, width) by name; NaN where an image is not stored,
+            or was when there was less to say.
+    """
 
     images: Tensor
     targets: Tensor
     composition: Composition
+    stored: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def current(self) -> slice:

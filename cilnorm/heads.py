@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["Cosine", "Expanding", "FixedCosine", "Head", "HeadStart", "Linear", "Proxies", "align"]
+__all__ = ["BiasCorrected", "Cosine", "Expanding", "FixedCosine", "Head", "HeadStart", "Linear", "Proxies", "align"]
 
 HeadStart = Literal["torch", "kaiming"]
 
@@ -151,6 +151,47 @@ class Expanding(Linear):
     def redraw(self) -> None:
         for layer in (*self.blocks, *([self.auxiliary] if self.auxiliary is not None else [])):
             self._drawn(cast(nn.Linear, layer))
+
+
+class Correction(nn.Module):
+    """α z + β, with one α and one β."""
+
+    def __init__(self, decay: bool) -> None:
+        super().__init__()
+        self.without_decay = () if decay else ("alpha", "beta")
+        self.alpha, self.beta = nn.Parameter(torch.ones(1)), nn.Parameter(torch.zeros(1))
+
+    def forward(self, logits: Tensor) -> Tensor:
+        corrected: Tensor = self.alpha * logits + self.beta
+        return corrected
+
+
+class BiasCorrected(Linear):
+    """One affine layer a task, and an α and a β for all of its outputs; scores are the outputs before these.
+
+    Wu et al., BiC, https://arxiv.org/abs/1905.13260, section 4.
+
+    Args:
+        decay: whether weight decay pulls at α and β.
+    """
+
+    def __init__(self, dim: int, decay: bool = False) -> None:
+        super().__init__(dim)
+        self.decay = decay
+        self.corrections = nn.ModuleList()
+
+    def grow(self, classes: int) -> None:
+        super().grow(classes)
+        self.corrections.append(Correction(self.decay))
+
+    def correct(self, scores: Tensor) -> Tensor:
+        """Logits of the layers' outputs, both (N, seen)."""
+        parts = scores.split([cast(nn.Linear, block).out_features for block in self.blocks], dim=1)
+        return torch.cat([correct(part) for correct, part in zip(self.corrections, parts, strict=True)], dim=1)
+
+    def forward(self, embedding: Tensor) -> tuple[Tensor, Tensor]:
+        scores, _ = super().forward(embedding)
+        return self.correct(scores), scores
 
 
 class Cosine(Head):

@@ -1,4 +1,4 @@
-"""What a method answers: a frozen dataclass of hyperparameters and seven questions, six of which have a default."""
+"""What a method answers: a frozen dataclass of hyperparameters and eight questions, seven of which have a default."""
 
 from __future__ import annotations
 
@@ -14,7 +14,19 @@ from cilnorm.batch import Batch, Task
 from cilnorm.heads import Head, Linear
 from cilnorm.network import Network, Output
 
-__all__ = ["AUTHORS_PROTOCOL", "Annealing", "Embed", "Method", "Past", "Phase", "Rows", "Schedule", "Step", "Tail"]
+__all__ = [
+    "AUTHORS_PROTOCOL",
+    "Annealing",
+    "Embed",
+    "Method",
+    "Mode",
+    "Past",
+    "Phase",
+    "Rows",
+    "Schedule",
+    "Step",
+    "Tail",
+]
 
 # The protocol of released code that is its authors' own and knows nothing of the differences of the TBBN experiments.
 AUTHORS_PROTOCOL: Mapping[str, Any] = {
@@ -27,7 +39,8 @@ AUTHORS_PROTOCOL: Mapping[str, Any] = {
     "protocol.herd_again": False,
 }
 Embed = Callable[[Tensor], Tensor]
-Rows = Literal["mixed", "doubled", "balanced", "even", "seen"]
+Rows = Literal["mixed", "doubled", "balanced", "even", "seen", "held-out"]
+Mode = Literal["train", "eval", "batch"]
 Annealing = Literal["steps", "cosine", "cosine-at-once", "rise"]
 
 
@@ -153,21 +166,26 @@ class Phase:
         rows: ``mixed``: current and past rows in the run's ratio; ``doubled``: the same, with current rows drawn from
             the current images and twice the memory; ``balanced``: equally many images of every seen class;
             ``even``: the memory and as many random current images; ``seen``: every training image of every task so far,
-            as no learner with a memory could. The last three have no current/past cut.
+            as no learner with a memory could; ``held-out``: those that were held out. The last four have no
+            current/past cut.
         schedule: one of its own, or told in terms of the run's; None for the run's.
-        backbone: its mode; in ``eval`` its norms use, and keep, their running statistics.
+        backbone: its mode; in ``eval`` its norms use, and keep, their running statistics; in ``batch`` they use those
+            of the batch, as in ``train``, and keep their running ones.
         gradient_noise: η of normal noise of standard deviation η / (1 + epoch)^0.55 on every gradient; 0 for none.
         view: how the network answers meanwhile, see ``Network.look``.
         fresh_head: whether the head's weights are drawn anew as it begins.
+        held_out: part of every old class' exemplars that rows leave out, and as many images of each new class; for a
+            later phase with the same part, whose rows are ``held-out``. Drawn anew in each task.
     """
 
     name: str = "main"
     rows: Rows = "mixed"
     schedule: Schedule | Tail | None = None
-    backbone: Literal["train", "eval"] = "train"
+    backbone: Mode = "train"
     gradient_noise: float = 0.0
     view: str = ""
     fresh_head: bool = False
+    held_out: float = 0.0
 
     def schedule_in(self, run: Schedule) -> Schedule:
         """The phase's schedule in a run of schedule ``run``."""
@@ -206,7 +224,6 @@ class Method:
     """Base of every method; a subclass answers ``loss`` and whatever its paper says otherwise.
 
     Attributes:
-        signed_embedding: whether the backbone's last ReLU is left out.
         exemplar_free: whether the method can learn without exemplars (``memory: 0``); batches of later tasks then hold
             current rows alone.
         needs_maps: whether the loss looks at stage maps, so that a backbone without any is refused before training.
@@ -215,11 +232,15 @@ class Method:
         pycil: what PyCIL's code of the method does differently, likewise. Applied by ``protocol: pycil``.
     """
 
-    signed_embedding: ClassVar[bool] = False
     exemplar_free: ClassVar[bool] = False
     needs_maps: ClassVar[bool] = False
     released: ClassVar[Mapping[str, Any]] = {}
     pycil: ClassVar[Mapping[str, Any]] = {}
+
+    @property
+    def signed_embedding(self) -> bool:
+        """Whether the backbone's last ReLU is left out."""
+        return False
 
     def head(self, dim: int) -> Head:
         """The classifier of a ``dim``-dimensional embedding."""
@@ -255,6 +276,16 @@ class Method:
     def loss(self, step: Step) -> dict[str, Tensor]:
         """The terms of the objective by name; their sum is minimised."""
         raise NotImplementedError
+
+    def store(self, out: Output) -> Mapping[str, Tensor]:
+        """What is stored beside each new exemplar, (n, width) by name; batches bring it back as ``Batch.stored``.
+
+        Default: nothing.
+
+        Args:
+            out: the network's output for n new exemplars as they are, in evaluation mode, when their task has ended.
+        """
+        return {}
 
     def remember(self, net: Network, task: Task, batches: Callable[[], Iterable[Batch]]) -> Past | None:
         """What the next tasks need of this one. Default: a frozen copy of the network, in evaluation mode.

@@ -97,12 +97,18 @@ def test_a_methods_values_are_fields_of_it_and_no_defaults(shelves: Registry) ->
         record = shelves.methods[method]
         assert record.name == method, "registry.yaml uses names, not aliases"
         fields = {field.name: field.default for field in dataclasses.fields(record.build)}  # type: ignore[arg-type]
-        for preset, values in presets.items():
+        by_preset = [(preset, values) for preset, values in presets.items() if preset != "every"]
+        by_preset += [(preset, presets.get("every", {})) for preset in PRESETS]
+        for preset, values in by_preset:
+            base = read_settings().methods[method].get(PRESETS[preset].get("extends", ""), {})
             assert preset in PRESETS, f"methods.{method}: no preset {preset}"
             spec = resolve(preset, shelves, method=method)
             plainly = resolve(preset, shelves, Settings(read_settings().presets, {}), method=method)
             for key, value in flat(values):
-                if key in fields:
+                if key not in fields and base.get(key, value) != value:
+                    found = dict(flat(to_mapping(spec)))[key]  # what the preset before said is taken back
+                    assert type(found)(value) == found
+                elif key in fields:
                     assert plain(fields[key]) != value, f"methods.{method}.{preset}: {key} repeats its default"
                     assert plain(spec.method_options[key]) == value
                 else:

@@ -26,7 +26,9 @@ from tests import fake
 pytestmark = pytest.mark.slow
 
 STORED = Path(__file__).parent / "assets" / "same_numbers.json"
-METHODS = ("ft", "eeil", "lucir", "podnet", "ssil", "afc", "wa", "er-ace", "der", "foster")
+METHODS = (
+    "ft", "eeil", "lucir", "podnet", "ssil", "afc", "wa", "er-ace", "der", "foster", "icarl", "der++", "bic",
+)  # fmt: skip
 NORMS = ("bn", "tbbn")
 PRESET = {
     "method": "ft",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,13 +13,14 @@ from torch.nn import functional as F
 from cilnorm.batch import Task
 from cilnorm.experiment.assembly import Assembly
 from cilnorm.metrics import calibration_error
-from cilnorm.network import Network
+from cilnorm.network import Network, Output
 from cilnorm.spec import Spec
 from cilnorm.training.pixels import Pixels
 
 __all__ = [
     "Measured",
     "class_means",
+    "describe",
     "embed",
     "held_out_loss",
     "measure",
@@ -76,6 +77,24 @@ def class_means(net: Network, pixels: Pixels, exemplars: Sequence[Tensor], mirro
 def embed(net: Network, pixels: Pixels) -> Callable[[Tensor], Tensor]:
     """A function from indices (n,) to embeddings (n, dim)."""
     return lambda indices: torch.cat([embedding for embedding, _ in _in_batches(net, pixels, indices)])
+
+
+def describe(
+    net: Network, pixels: Pixels, store: Callable[[Output], Mapping[str, Tensor]]
+) -> Callable[[Tensor], dict[str, Tensor]]:
+    """A function from indices (n,) to what ``store`` makes of the images as they are, (n, width) by name; on CPU."""
+
+    def described(indices: Tensor) -> dict[str, Tensor]:
+        net.eval()
+        parts: list[Mapping[str, Tensor]] = []
+        with torch.no_grad():
+            for images in pixels.clean_parts(indices.split(EVALUATION_ROWS)):
+                parts.append(store(net(images)))
+                if not parts[-1]:
+                    return {}
+        return {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}
+
+    return described
 
 
 def held_out_loss(net: Network, pixels: Pixels, indices: Tensor, targets: Tensor) -> float:

@@ -14,6 +14,7 @@ from cilnorm.registry import Registry
 from cilnorm.spec import Spec, SpecError
 from cilnorm.storage.run_folder import FolderError
 from cilnorm.training.epoch_plan import NoBatch, draw_pool, phase_sources, plan_epoch
+from cilnorm.training.held_out import held_per_class
 
 __all__ = ["assemble_checked", "check_batches", "check_place"]
 
@@ -49,7 +50,10 @@ def check_batches(spec: Spec, parts: Assembly) -> None:
         after = _exemplars(spec, task, [*stored, *new], met)
         for phase in parts.method.phases(task):
             try:
-                _check_phase(spec, parts, task, phase, (sum(new), sum(stored), sum(after), met))
+                held = held_per_class(phase.held_out, stored) if phase.held_out else 0
+                current, past = (max(0, sum(counts) - held * len(counts)) for counts in (new, stored))
+                last = held * len(after) if phase.rows == "held-out" else sum(after)
+                _check_phase(spec, parts, task, phase, (current, past, last, met))
             except (NoBatch, ValueError) as error:
                 raise SpecError(f"task {task.index + 1}, phase {phase.name}: {error}") from error
         stored = after
@@ -64,11 +68,11 @@ def _exemplars(spec: Spec, task: Task, images: list[int], met: int) -> list[int]
 
 
 def _check_phase(spec: Spec, parts: Assembly, task: Task, phase: Phase, images: tuple[int, int, int, int]) -> None:
-    """``images``: of the task, in the memory before it, in the memory after it, and of all tasks so far."""
-    if phase.rows == "balanced" and spec.protocol.herding == "reservoir":
+    """``images``: of the task, in the memory before it, in the memory after it or held out, and of all tasks so far."""
+    if (phase.rows == "balanced" or phase.held_out) and spec.protocol.herding == "reservoir":
         raise ValueError("herding: reservoir keeps different numbers of each class, and this phase wants equal ones")
     current, past, after, seen = (torch.arange(count) for count in images)
-    pool = {"balanced": after, "seen": seen}.get(phase.rows)
+    pool = {"balanced": after, "held-out": after, "seen": seen}.get(phase.rows)
     if pool is None:
         pool = draw_pool(phase.rows, current, past, spec.protocol, torch.Generator())
     sources, composition = phase_sources(phase.rows, pool, (images[0], past), spec.rows, task, spec.protocol)

@@ -16,7 +16,14 @@ from torch import Tensor
 from cilnorm import registry as registries
 from cilnorm.batch import Composition, Task
 from cilnorm.experiment.assembly import Assembly, pick_device
-from cilnorm.experiment.evaluation import embed, held_out_loss, measure_accuracy, measure_classifier, scored_images
+from cilnorm.experiment.evaluation import (
+    describe,
+    embed,
+    held_out_loss,
+    measure_accuracy,
+    measure_classifier,
+    scored_images,
+)
 from cilnorm.experiment.exemplars import memory_with
 from cilnorm.experiment.failures import RunStopped, record_failure
 from cilnorm.experiment.precise import measure_anew
@@ -36,6 +43,7 @@ from cilnorm.training.batches import EpochBatches, draw_batches
 from cilnorm.training.engine import Engine
 from cilnorm.training.epoch_plan import EpochPlan, RowSource, draw_pool, phase_sources, plan_epoch
 from cilnorm.training.fast_engines import engine_class
+from cilnorm.training.held_out import hold_out
 from cilnorm.training.precision import Precision, choose_precision, matmul_precision
 from cilnorm.training.protocol import Protocol
 from cilnorm.training.randomness import generator, initial_weights
@@ -179,6 +187,8 @@ def _learn(run: _Run, registry: Registry) -> Result:
                 measure_anew(spec, parts, state.memory, task)
             state.past = parts.method.remember(parts.net, task, partial(_seen_batches, run, task))
             state.memory = memory_with(spec, parts, state.memory, task)
+            describe_new = describe(parts.net, parts.train, parts.method.store)
+            state.stored = state.stored.after(state.memory.indices, describe_new)
             row = _evaluate(run, task)
             state.task, state.phase = task.index + 1, 0
             tell(row)
@@ -256,20 +266,31 @@ def _grow(run: _Run, task: Task) -> None:
 
 def _pool(run: _Run, task: Task, phase: Phase) -> Tensor:
     """The images that a phase's first rows are drawn from, as ``Phase.rows`` says."""
-    spec, state = run.spec, run.state
+    spec = run.spec
     if phase.rows == "seen":
         return torch.cat([run.parts.stream.train(seen) for seen in run.parts.stream.tasks[: task.index + 1]])
     if phase.rows == "balanced":
-        return memory_with(spec, run.parts, state.memory, task).indices
-    stream = generator(spec.seed, "even", task.index, state.phase)
-    return draw_pool(phase.rows, run.parts.stream.train(task), state.memory.indices, spec.protocol, stream)
+        return memory_with(spec, run.parts, run.state.memory, task).indices
+    stream = generator(spec.seed, "even", task.index, run.state.phase)
+    current, stored, held = _images(run, task, phase)
+    return held if phase.rows == "held-out" else draw_pool(phase.rows, current, stored, spec.protocol, stream)
+
+
+def _images(run: _Run, task: Task, phase: Phase) -> tuple[Tensor, Tensor, Tensor]:
+    """Images of the task and of the memory that the phase may use, and those that are held out of both."""
+    stream, memory = run.parts.stream, run.state.memory
+    if not phase.held_out:
+        return stream.train(task), memory.indices, torch.empty(0, dtype=torch.long)
+    drawn = generator(run.spec.seed, "held out", task.index)
+    return hold_out(stream.by_class(task), memory.exemplars, phase.held_out, drawn)
 
 
 def _plan(run: _Run, task: Task, phase: Phase, epoch: int) -> EpochPlan:
     """The epoch's rows."""
     spec, state = run.spec, run.state
     assert state.pool is not None
-    images = len(run.parts.stream.train(task)), state.memory.indices
+    current, stored, _ = _images(run, task, phase)
+    images = len(current), stored
     sources, composition = phase_sources(phase.rows, state.pool, images, spec.rows, task, spec.protocol)
     return plan_epoch(sources, composition, spec.protocol, spec.seed, (task.index, state.phase), epoch)
 
@@ -277,7 +298,7 @@ def _plan(run: _Run, task: Task, phase: Phase, epoch: int) -> EpochPlan:
 def _feed(run: _Run, plan: EpochPlan, position: tuple[int, ...]) -> EpochBatches:
     """The plan's batches; ``position`` names the epoch's stream of augmentation."""
     stream = generator(run.spec.seed, "augmentation", *position)
-    return draw_batches(plan, run.parts.train, run.parts.stream.targets, stream)
+    return draw_batches(plan, run.parts.train, run.parts.stream.targets, stream, run.state.stored)
 
 
 def _seen_batches(run: _Run, task: Task) -> EpochBatches:

@@ -28,6 +28,8 @@ class Settings:
 def read_settings(path: Path | None = None) -> Settings:
     """Reads registry.yaml, the shipped one by default; presets that extend another are completed.
 
+    What a method changes in ``every`` preset comes before what it changes in single ones.
+
     Raises:
         SpecError: it is no YAML, or has other than the known sections.
     """
@@ -46,6 +48,9 @@ def read_settings(path: Path | None = None) -> Settings:
             presets[name] = _merged(presets[base], presets[name])
             for own in methods.values():
                 own[name] = _merged(own.get(base, {}), own.get(name, {}))
+    for own in methods.values():
+        if every := own.pop("every", {}):
+            own |= {name: _merged(every, own.get(name, {})) for name in presets}
     return Settings(presets, methods, content.get("grids", {}))
 
 

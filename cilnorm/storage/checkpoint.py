@@ -23,6 +23,7 @@ from cilnorm.storage.environment import differences
 from cilnorm.storage.tensor_file import DamagedFile, read_tensor_file, tensor_file
 from cilnorm.training.engine import Engine
 from cilnorm.training.memory import Memory
+from cilnorm.training.stored import Stored
 
 __all__ = ["CheckpointError", "Checkpoints", "RunState"]
 
@@ -39,6 +40,7 @@ class RunState:
 
     Attributes:
         memory, past: what is kept of the tasks before.
+        stored: what the method stores beside the exemplars.
         matrix: accuracies in percent, one row a finished task.
         by_head: the same for the head where another classifier fills the matrix.
         by_view: the same for other views of the network than the one that fills the matrix.
@@ -57,6 +59,7 @@ class RunState:
     step: int = 0
     memory: Memory = field(default_factory=Memory)
     past: Past | None = None
+    stored: Stored = field(default_factory=Stored)
     matrix: list[list[float]] = field(default_factory=list)
     by_head: list[list[float]] = field(default_factory=list)
     by_view: dict[str, list[list[float]]] = field(default_factory=dict)
@@ -76,7 +79,7 @@ class RunState:
 
 
 POSITION = ("task", "phase", "epoch", "step")
-APART = (*POSITION, "memory", "past", "best")  # stored in a form of their own; all other fields as they are
+APART = (*POSITION, "memory", "stored", "past", "best")  # stored in a form of their own; all other fields as they are
 ADDED = ("by_view", "others")  # since 0.1.0; as at a run's start where a checkpoint has none
 PLAIN = tuple(each.name for each in fields(RunState) if each.name not in APART)
 
@@ -122,6 +125,7 @@ class Checkpoints:
             "spec": dict(self.spec),
             "position": [getattr(state, name) for name in POSITION],
             "memory": list(state.memory.exemplars),
+            "stored": dict(state.stored.tensors),
             "past": None if state.past is None else state.past.net.state_dict(),
             "past_tensors": {} if state.past is None else dict(state.past.tensors),
             "best": None if state.best is None else list(state.best),
@@ -220,6 +224,7 @@ def _restored(content: dict[str, Any], net: Network, tasks: tuple[Task, ...]) ->
     if not all(isinstance(number, int) and number >= 0 for number in numbers) or task > len(tasks):
         raise ValueError(f"it stands at {content['position']}")
     state = RunState(task, phase, epoch, step, Memory(tuple(content["memory"])))
+    state.stored = Stored(state.memory.indices, content.get("stored", {}))  # 0.1.0 had no such method
     for name in PLAIN:
         if name in content or name not in ADDED:
             setattr(state, name, content[name])

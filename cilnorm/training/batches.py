@@ -12,6 +12,7 @@ from torch import Tensor
 from cilnorm.batch import Batch, Composition
 from cilnorm.training.epoch_plan import EpochPlan
 from cilnorm.training.pixels import Pixels, Views
+from cilnorm.training.stored import Stored, StoredRows
 
 __all__ = ["EpochBatches", "draw_batches"]
 
@@ -27,6 +28,7 @@ class EpochBatches:
         views: how each image is looked at, (steps, rows), there too.
         composition: of every full batch.
         compositions: of each batch, where they may differ; a shorter one is the first rows of its line.
+        stored: what a method stores beside the rows' images, if anything.
         staged: (rows, 3, H, W) uint8, if the images are streamed and this epoch is a copy for a captured step: the
             next step's images, which lie at one address so.
     """
@@ -37,6 +39,7 @@ class EpochBatches:
     views: Views
     composition: Composition
     compositions: tuple[Composition, ...] = ()
+    stored: StoredRows | None = None
     staged: Tensor | None = None
 
     @property
@@ -70,8 +73,12 @@ class EpochBatches:
 
     def _batch(self, step: int | Tensor, images: Tensor) -> Batch:
         composition = self._told(step)
-        views = self.views.each(lambda plan: _row(plan, step)[: composition.rows])
-        return Batch(self.pixels.seen(images, views), _row(self.targets, step)[: composition.rows], composition)
+
+        def rows(plan: Tensor) -> Tensor:
+            return _row(plan, step)[: composition.rows]
+
+        stored = self.stored.of(rows) if self.stored else {}
+        return Batch(self.pixels.seen(images, self.views.each(rows)), rows(self.targets), composition, stored)
 
     def _told(self, step: int | Tensor) -> Composition:
         known = self.compositions and not isinstance(step, Tensor)
@@ -82,13 +89,16 @@ class EpochBatches:
         views = self.views.each(torch.clone)
         staged = self.pixels.images[self.indices[0]].clone() if self.pixels.streamed else None
         rows, targets = self.indices.clone(), self.targets.clone()
-        return EpochBatches(self.pixels, rows, targets, views, self.composition, staged=staged)
+        stored = self.stored and self.stored.clone()
+        return EpochBatches(self.pixels, rows, targets, views, self.composition, stored=stored, staged=staged)
 
     def copy_(self, other: EpochBatches) -> None:
         """Takes over another epoch of as many steps and rows, in the same memory."""
         self.indices.copy_(other.indices)
         self.targets.copy_(other.targets)
         self.views.copy_(other.views)
+        if self.stored and other.stored:
+            self.stored.copy_(other.stored)
 
     def stage(self, other: EpochBatches, first: int) -> Iterator[None]:
         """Step after step of another epoch's full batches, from ``first`` on: where images are streamed, those of the
@@ -104,16 +114,20 @@ def _row(plan: Tensor, step: int | Tensor) -> Tensor:
     return plan.index_select(0, step)[0] if isinstance(step, Tensor) else plan[step]
 
 
-def draw_batches(plan: EpochPlan, pixels: Pixels, targets: Tensor, generator: torch.Generator) -> EpochBatches:
+def draw_batches(
+    plan: EpochPlan, pixels: Pixels, targets: Tensor, generator: torch.Generator, stored: Stored | None = None
+) -> EpochBatches:
     """Draws the views of a plan's rows and moves the epoch to where the pixels are.
 
     Drawn on the CPU, whatever the device, so that every device sees the same rows and the same crops.
 
     Args:
         targets: of every image of ``pixels``.
+        stored: what a method stores beside some of them.
     """
     device = pixels.device
     views = pixels.draw(int(plan.draws.max()) + 1, generator)[plan.draws].to(device)
     indices = plan.indices if pixels.streamed else plan.indices.to(device)
     told = plan.composition, plan.compositions
-    return EpochBatches(pixels, indices, targets[plan.indices].to(device), views, *told)
+    beside = stored.rows(plan.indices, device) if stored and stored.tensors else None
+    return EpochBatches(pixels, indices, targets[plan.indices].to(device), views, *told, beside)

@@ -70,6 +70,7 @@ class Engine:
             weight_decay=schedule.weight_decay,
             fused=self._on_gpu,
         )
+        self._kept = list(net.backbone.buffers()) if phase.backbone == "batch" else []
         self._sums: dict[str, Tensor] = {}
         self._steps = 0
         self._seed, self._random, self._epoch, self._noise_std = seed, torch.Generator(self.device), 0, 0.0
@@ -95,7 +96,7 @@ class Engine:
         """
         self.net.look(self.phase.view)
         self.net.train()
-        self.net.backbone.train(self.phase.backbone == "train")
+        self.net.backbone.train(self.phase.backbone != "eval")
         self._epoch = epoch
         self._noise_std = self.phase.gradient_noise / (1 + epoch) ** 0.55
         self._set_rate(self.schedule.rate(epoch))
@@ -132,6 +133,7 @@ class Engine:
 
     def update(self, batch: Batch) -> None:
         """What a step does on the device, the same work every time."""
+        kept = [(buffer, buffer.clone()) for buffer in self._kept]
         old = None
         if self.past is not None:
             with torch.no_grad():
@@ -151,6 +153,8 @@ class Engine:
             self._add_noise()
         self.optimizer.step()
         self.net.head.constrain()
+        for buffer, before in kept:
+            buffer.copy_(before)
         for name, term in terms.items():
             if name not in self._sums:
                 self._sums[name] = torch.zeros_like(term.detach())

@@ -18,10 +18,12 @@ from cilnorm.losses import nca
 from cilnorm.method import Past, Phase, Schedule, Step
 from cilnorm.network import Network, Output
 from cilnorm.registry import Registry, load
-from cilnorm.spec import Settings, resolve
+from cilnorm.spec import Settings, read_settings, resolve
 from cilnorm_methods.afc import AFC
+from cilnorm_methods.der_plus_plus import DERPlusPlus
 from cilnorm_methods.eeil import EEIL
 from cilnorm_methods.er_ace import ERACE
+from cilnorm_methods.icarl import ICaRL
 from cilnorm_methods.lucir import LUCIR
 from cilnorm_methods.podnet import PODNet
 from cilnorm_methods.ssil import SSIL
@@ -155,7 +157,9 @@ def test_afc_measures_on_current_and_remembered_images_without_a_cut(tmp_path: P
         ("ssil", {"distilled": "newest"}, {"current_rows": "task", "drop_last": False, "epoch": "cycle"}),
         ("podnet", {}, {"herding": "icarl", "herd_again": False, "budget": "floor", "keep": "last"}),
         ("afc", {}, {"herding": "icarl", "epoch": "passes", "validation": 0.0, "test_images": "all"}),
+        ("der++", {}, {"herding": "greedy", "epoch": "passes", "keep": "last", "budget": "floor"}),
         ("er-ace", {"highest": True, "cosine": True}, {"herding": "greedy", "epoch": "passes", "budget": "floor"}),
+        ("icarl", {"last_relu": False}, {"herding": "icarl", "epoch": "passes", "budget": "ceil", "herd_again": False}),
         ("wa", {}, {"herding": "greedy", "epoch": "passes", "keep": "last", "budget": "floor"}),
     ],
 )
@@ -242,3 +246,48 @@ def test_whom_current_rows_of_er_ace_push_down(options: dict[str, Any], pushed: 
         assert not current[targets == 1].any()
         assert not past[targets == 3].any()
         assert past[targets == 1].all(), "stored rows see every class"
+
+
+def test_icarl_predicts_by_nearest_means_in_every_preset_of_ours(registry: Registry) -> None:
+    for preset in read_settings().presets:
+        assert resolve(preset, registry, method="icarl").classifier == "nme"
+        assert resolve(preset, registry, method="icarl", classifier="head").classifier == "head"
+        assert resolve(preset, registry, method="ft").classifier == "head"
+
+
+def test_the_embedding_of_icarls_authors_is_signed() -> None:
+    assert [ICaRL().signed_embedding, ICaRL(last_relu=False).signed_embedding] == [False, True]
+    assert [ERACE().signed_embedding, LUCIR().signed_embedding] == [False, True]
+
+
+def test_icarls_mean_over_classes() -> None:
+    logits, targets = torch.randn(4, 5), torch.tensor([0, 3, 4, 1])
+    nothing, net = torch.empty(0), Network(nn.Identity(), ICaRL().head(2))
+    teacher = Output(torch.randn(4, 2), logits, nothing, [])
+    step = Step(
+        Output(logits, logits, nothing, []), teacher, Past(net), Batch(nothing, targets, Composition(2, 2, 1)),
+        Task(1, (2, 3, 5)), Phase(), net,
+    )  # fmt: skip
+    of_all, of_seen = (sum(ICaRL(divisor=name).loss(step).values()) for name in ("all", "seen"))
+    torch.testing.assert_close(of_seen, 2 * of_all)
+    wanted = torch.cat([teacher.logits.sigmoid(), torch.eye(5)[targets][:, 2:]], dim=1)
+    torch.testing.assert_close(of_seen, nn.functional.binary_cross_entropy(logits.sigmoid(), wanted))
+
+
+def test_der_plus_plus_takes_half_of_the_past_rows_for_each_term_or_all_for_both() -> None:
+    """Whatever the order of rows; outputs that an image did not know when it was stored are left out."""
+    targets, nothing = torch.tensor([0, 4, 1, 3, 5, 2, 1]), torch.empty(0)
+    logits, stored = torch.randn(7, 6, requires_grad=True), torch.randn(7, 4)
+    stored[targets < 2, 2:] = torch.nan
+    stored[targets > 3] = torch.nan
+    net = Network(nn.Identity(), DERPlusPlus().head(2))
+    batch = Batch(nothing, targets, Composition(2, 5, 1), {"logits": stored})
+    step = Step(Output(logits, logits, nothing, []), None, None, batch, Task(2, (2, 2, 2)), Phase(), net)
+    squares = (logits[:, :4] - stored).square()
+    for draws, first, second in (("half", [0, 2], [3, 5, 6]), ("same", [0, 2, 3, 5, 6], [0, 2, 3, 5, 6])):
+        terms = DERPlusPlus(draws=draws).loss(step)  # type: ignore[arg-type]
+        torch.testing.assert_close(terms["mse"], 0.3 * squares[first].nanmean())
+        ce = nn.functional.cross_entropy(logits[second], targets[second])
+        torch.testing.assert_close(terms["ce-past"], 0.5 * ce)
+        torch.testing.assert_close(terms["ce"], nn.functional.cross_entropy(logits[[1, 4]], targets[[1, 4]]))
+        assert torch.autograd.grad(sum(terms.values()), logits, retain_graph=True)[0].isfinite().all()

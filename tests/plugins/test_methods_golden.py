@@ -5,22 +5,29 @@ All in float64, to 1e-10.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from cilnorm.batch import Batch, Composition, Task
-from cilnorm.heads import FixedCosine, Linear, align
+from cilnorm.experiment.evaluation import class_means, embed, predict
+from cilnorm.heads import BiasCorrected, FixedCosine, Linear, align
 from cilnorm.method import Method, Past, Phase, Step
 from cilnorm.network import Network, Output
+from cilnorm.training.memory import Memory, herd_icarl, per_class
+from cilnorm.training.pixels import Augmentation
+from cilnorm_methods.bic import BiC
+from cilnorm_methods.der_plus_plus import DERPlusPlus
 from cilnorm_methods.er_ace import ERACE
+from cilnorm_methods.icarl import ICaRL
 from cilnorm_methods.wa import WA
 from tests.golden import METHODS, Golden, check, names
 
 EXACT = 1e-10
 NOTHING = torch.empty(0)
+BIAS = Phase("bias")
 
 
 def files(prefix: str) -> list[str]:
@@ -38,7 +45,7 @@ def held(golden: Golden, values: Mapping[str, Tensor], gradients: Mapping[str, T
     for key, value in values.items():
         check(value, golden.expected(key, torch.float64), EXACT, key)
     if gradients:
-        found = torch.autograd.grad(next(iter(values.values())), list(gradients.values()))
+        found = torch.autograd.grad(next(iter(values.values())), list(gradients.values()), retain_graph=True)
         for key, gradient in zip(gradients, found, strict=True):
             check(gradient, golden.expected(key, torch.float64), EXACT, key)
 
@@ -50,15 +57,21 @@ def task_of(golden: Golden) -> Task:
 
 
 def terms_of(
-    method: Method, logits: Tensor, old_logits: Tensor | None, targets: Tensor, task: Task, phase: Phase | None = None
+    method: Method,
+    logits: Tensor,
+    old_logits: Tensor | None,
+    targets: Tensor,
+    task: Task,
+    phase: Phase | None = None,
+    stored: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
-    """A method's terms where its objective sees logits alone."""
+    """A method's terms where its objective sees logits alone, the teacher's, and what is stored beside images."""
     net = Network(nn.Identity(), Linear(2))
     old = None if old_logits is None else Output(old_logits, old_logits, NOTHING, [])
     composition = Composition.of_one_kind(len(targets), task.index)
     step = Step(
         Output(logits, logits, NOTHING, []), old, None if old is None else Past(net),
-        Batch(NOTHING, targets, composition), task, phase or Phase(), net,
+        Batch(NOTHING, targets, composition, stored or {}), task, phase or Phase(), net,
     )  # fmt: skip
     return method.loss(step)
 
@@ -150,3 +163,203 @@ def test_the_classifier_of_er_ace() -> None:
     gradients = torch.autograd.grad(upstream, [features, head.blocks[0].weight])
     for key, gradient in zip(("grad_features", "grad_weight"), gradients, strict=True):
         check(gradient, golden.expected(key, torch.float64), EXACT, key)
+
+
+@pytest.mark.parametrize("name", files("icarl_loss"))
+def test_icarl_of_pycil(name: str) -> None:
+    golden = Golden(name, METHODS)
+    logits, old_logits = tensor(golden, "logits", grad=True), tensor(golden, "old_logits")
+    method = ICaRL(objective="softmax", temperature=golden.meta["temperature"])
+    terms = terms_of(method, logits, old_logits, tensor(golden, "targets"), task_of(golden))
+    parts = {"loss_clf": terms["ce"], "loss_kd": terms["distill"]}
+    held(golden, {"loss": sum(terms.values()), **parts}, {"grad_logits": logits})
+
+
+@pytest.mark.parametrize("name", files("icarl_bce"))
+def test_icarl(name: str) -> None:
+    """With an output for every class from the start, as the authors have it: those to come are 0 for every row."""
+    golden = Golden(name, METHODS)
+    known, total, outputs = (golden.meta[key] for key in ("known", "total", "outputs"))
+    sizes = (known, total - known, outputs - total) if known else (total, outputs - total)
+    logits = tensor(golden, "logits", grad=True)
+    old_logits = tensor(golden, "old_logits") if known else None
+    terms = terms_of(ICaRL(), logits, old_logits, tensor(golden, "targets"), Task(len(sizes) - 2, sizes))
+    assert list(terms) == (["bce", "distill"] if known else ["bce"])
+    held(golden, {"loss": sum(terms.values())}, {"grad_logits": logits})
+
+
+@pytest.mark.parametrize("name", files("herding_original"))
+def test_the_herding_of_icarls_authors(name: str) -> None:
+    golden = Golden(name, METHODS)
+    assert herd_icarl(tensor(golden, "features"), golden.meta["m"]).tolist() == golden.arrays["order"].tolist()
+
+
+class Plain:
+    """Images that are what they are; mirrored ones count for the means if ``flip`` says so."""
+
+    def __init__(self, images: Tensor, flip: bool) -> None:
+        self.images, self.augmentation = images, Augmentation(flip=flip)
+
+    def clean_parts(self, parts: Sequence[Tensor]) -> Iterator[Tensor]:
+        return (self.images[indices] for indices in parts)
+
+
+class Map(nn.Module):
+    """A linear map of flattened images."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        return images.flatten(1) @ self.weight, []
+
+
+def net_of(weight: Tensor) -> Network:
+    net = Network(Map(weight), Linear(weight.shape[1]))
+    net.head.grow(1)
+    return net.double()
+
+
+def test_the_means_of_icarl_count_mirror_images() -> None:
+    golden = Golden("icarl_means_flipped_0", METHODS)
+    labels, images = tensor(golden, "labels"), tensor(golden, "exemplars")
+    of_class = [(labels == label).nonzero()[:, 0] for label in labels.unique()]
+    means = class_means(net_of(tensor(golden, "network")), Plain(images, flip=True), of_class)  # type: ignore[arg-type]
+    held(golden, {"class_means": means})
+
+
+@pytest.mark.parametrize("name", files("herding_0") + files("herding_1") + files("herding_2"))
+def test_the_memory_and_the_nearest_means_of_pycil(name: str) -> None:
+    """Lists are cut as tasks come, chosen once, and their means follow the network."""
+    golden = Golden(name, METHODS)
+    samples, labels, queries = (tensor(golden, key) for key in ("samples", "labels", "queries"))
+    pixels = Plain(torch.cat([samples, queries]).unsqueeze(1).unsqueeze(1), flip=False)
+    memory, first = Memory(), 0
+    for index, classes in enumerate(golden.meta["task_classes"]):
+        net = net_of(tensor(golden, f"t{index}_network"))
+        candidates = [(labels == label).nonzero()[:, 0] for label in range(first, first + classes)]
+        first += classes
+        budget, fixed = golden.meta["memory_size"], golden.meta["fixed_per_class"]
+        count = fixed or per_class(budget, first)
+        assert count == golden.meta["per_class"][index]
+        memory = memory.collect(candidates, embed(net, pixels), count, "greedy", False)  # type: ignore[arg-type]
+        assert memory.indices.tolist() == golden.arrays[f"t{index}_memory"].tolist()
+        means = class_means(net, pixels, memory.exemplars)  # type: ignore[arg-type]
+        check(means, tensor(golden, f"t{index}_class_means64"), 1e-8, "means")  # PyCIL adds 1e-8 to lengths
+        rows = torch.arange(len(queries)) + len(samples)
+        nearest = predict(net, pixels, rows, means)  # type: ignore[arg-type]
+        assert nearest.tolist() == golden.arrays[f"t{index}_nme_top"][:, 0].tolist()
+
+
+def test_der_plus_plus() -> None:
+    """Its rows of the buffer hold new classes too, so the terms are taken apart: a row is past by its label."""
+    golden = Golden("derpp_0", METHODS)
+    logits, first, second = (tensor(golden, key, grad=True) for key in ("logits", "mse_logits", "ce_logits"))
+    classes, labels = golden.meta["classes"], tensor(golden, "ce_targets")
+    method = DERPlusPlus(golden.meta["alpha"], golden.meta["beta"])
+    current = terms_of(method, logits, None, tensor(golden, "targets"), Task(0, (classes,)))
+    stored = torch.cat([tensor(golden, "stored_logits"), torch.full_like(second, torch.nan)])
+    past = terms_of(
+        method, torch.cat([first, second]), None, torch.cat([labels.flip(0), labels]), Task(1, (classes, 1)),
+        stored={"logits": stored},
+    )  # fmt: skip
+    assert past["ce"].item() == 0
+    parts = {
+        "loss_current": current["ce"],
+        "mse": past["mse"] / method.logits,
+        "ce_buffer": past["ce-past"] / method.labels,
+    }
+    gradients = {"grad_logits": logits, "grad_mse_logits": first, "grad_ce_logits": second}
+    held(golden, {"loss": sum([*current.values(), *past.values()]), **parts}, gradients)
+
+
+def test_der_plus_plus_before_anything_is_stored() -> None:
+    golden = Golden("derpp_1", METHODS)
+    logits = tensor(golden, "logits", grad=True)
+    terms = terms_of(DERPlusPlus(), logits, None, tensor(golden, "targets"), Task(0, (golden.meta["classes"],)))
+    held(golden, {"loss": sum(terms.values()), "loss_current": terms["ce"]}, {"grad_logits": logits})
+
+
+def test_der_plus_plus_in_one_pass_over_halves() -> None:
+    golden = Golden("derpp_one_forward_0", METHODS)
+    logits, targets = tensor(golden, "logits", grad=True), tensor(golden, "targets")
+    method, task = DERPlusPlus(golden.meta["alpha"], golden.meta["beta"]), Task(1, (logits.shape[1], 1))
+    stored = {"logits": tensor(golden, "stored_logits")}
+    terms = terms_of(method, logits, None, targets, task, stored=stored)
+    held(golden, {"loss_replay": sum(terms.values())}, {"grad_logits": logits})
+
+
+def corrections(golden: Golden, sizes: tuple[int, ...], start: str = "") -> BiasCorrected:
+    """A classifier of blocks of these sizes with the α and β that are stored."""
+    head = BiasCorrected(2)
+    for index, size in enumerate(sizes):
+        head.grow(size)
+        for name in ("alpha", "beta"):
+            getattr(head.corrections[index], name).data = tensor(golden, start + name)[index : index + 1].clone()
+    return head
+
+
+def numbers(head: BiasCorrected) -> tuple[list[Tensor], list[Tensor]]:
+    """Every α and every β."""
+    return [each.alpha for each in head.corrections], [each.beta for each in head.corrections]
+
+
+@pytest.mark.parametrize("name", [name for name in files("bic") if "pytorch" not in name])
+def test_bic(name: str) -> None:
+    golden = Golden(name, METHODS)
+    sizes = tuple(golden.meta["task_sizes"])
+    head, task = corrections(golden, sizes), Task(len(sizes) - 1, sizes)
+    raw, targets = tensor(golden, "raw_logits", grad=True), tensor(golden, "targets")
+    logits = head.correct(raw)
+    held(golden, {"corrected_logits": logits})
+    method = BiC(temperature=golden.meta["temperature"])
+    terms = terms_of(method, logits, tensor(golden, "old_logits"), targets, task)
+    parts = {"stage1_loss_clf": terms["ce"] / (1 - golden.meta["lamda"])}
+    held(golden, {"stage1_loss": sum(terms.values()), **parts}, {"stage1_grad_raw_logits": raw})
+    for double, kind in ((True, "double_softmax"), (False, "correct")):
+        loss = sum(terms_of(BiC(double_softmax=double), head.correct(raw), None, targets, task, BIAS).values())
+        held(golden, {f"stage2_{kind}_loss": loss})
+        alphas, betas = numbers(head)
+        found = torch.autograd.grad(loss, [raw, *alphas, *betas])
+        check(found[0], golden.expected(f"stage2_{kind}_grad_raw_logits", torch.float64), EXACT, kind)
+        gradients = torch.cat(found[1:]).chunk(2)
+        for which, gradient in zip(("alpha", "beta"), gradients, strict=True):
+            check(gradient, golden.expected(f"stage2_{kind}_grad_{which}", torch.float64), EXACT, f"{kind} {which}")
+
+
+@pytest.mark.parametrize("name", [name for name in files("bic") if "pytorch" not in name])
+def test_the_second_stage_of_pycils_bic(name: str) -> None:
+    """Some steps of SGD with momentum, whose weight decay pulls at α and β of the newest task."""
+    golden = Golden(name, METHODS)
+    sizes, meta = tuple(golden.meta["task_sizes"]), golden.meta
+    head, task = corrections(golden, sizes, "start_"), Task(len(sizes) - 1, sizes)
+    moving = list(BiC().parameters(Network(nn.Identity(), head), BIAS))
+    raw, targets = tensor(golden, "raw_logits"), tensor(golden, "targets")
+    optimizer = torch.optim.SGD(
+        moving, meta["after_lr"], meta["after_momentum"], weight_decay=meta["after_weight_decay"]
+    )
+    for _ in range(meta["after_steps"]):
+        optimizer.zero_grad()
+        terms = terms_of(BiC(double_softmax=True), head.correct(raw), None, targets, task, BIAS)
+        sum(terms.values()).backward()
+        optimizer.step()
+    alphas, betas = numbers(head)
+    held(golden, {"after_alpha": torch.cat(alphas), "after_beta": torch.cat(betas)})
+
+
+def test_bic_of_another_port() -> None:
+    """sairin1202's: τ² KD without a weight of its own, and a second stage without the double softmax."""
+    golden = Golden("bic_pytorch_0", METHODS)
+    known, total, size = (golden.meta[key] for key in ("known", "total", "task_size"))
+    head = corrections(golden, (size,) * 5)
+    raw, targets = tensor(golden, "raw_logits", grad=True), tensor(golden, "targets")
+    logits, old = head.correct(raw), head.correct(tensor(golden, "old_raw_logits"))
+    held(golden, {"corrected_logits": logits})
+    method, task = BiC(temperature=golden.meta["temperature"]), Task(1, (known, total - known))
+    terms = terms_of(method, logits[:, :total], old[:, :known].detach(), targets, task)
+    loss = golden.meta["temperature"] ** 2 * terms["distill"] / (known / total) + terms["ce"]
+    held(golden, {"stage1_loss": loss}, {"stage1_grad_raw_logits": raw})
+    loss = terms_of(method, logits[:, :total], None, targets, task, BIAS)["ce"]
+    newest = head.corrections[1]
+    held(golden, {"stage2_loss": loss}, {"stage2_grad_alpha_last": newest.alpha, "stage2_grad_beta_last": newest.beta})

@@ -91,10 +91,11 @@ def test_the_symbols_of_the_papers(ours: Registry) -> None:
         ("podnet", "spatial"): "λ_c", ("podnet", "flat"): "λ_f", ("podnet", "proxies"): "K",
         ("podnet", "scale"): "η", ("podnet", "margin"): "δ",
         ("afc", "consolidation"): "λ", ("afc", "proxies"): "K", ("afc", "scale"): "η", ("afc", "margin"): "δ",
-        ("wa", "temperature"): "τ", ("er-ace", "competing"): "C_curr",
         ("der", "auxiliary"): "λ_a", ("der", "temperature"): "δ",
         ("foster", "boosting_beta"): "β₁", ("foster", "compression_beta"): "β₂",
         ("foster", "distillation"): "λ", ("foster", "temperature"): "τ",
+        ("wa", "temperature"): "τ", ("er-ace", "competing"): "C_curr", ("icarl", "temperature"): "τ",
+        ("der++", "logits"): "α", ("der++", "labels"): "β", ("bic", "temperature"): "T",
     }  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from cilnorm.storage.checkpoint import CheckpointError, Checkpoints, RunState
 from cilnorm.storage.tensor_file import tensor_file
 from cilnorm.training.engine import Engine
 from cilnorm.training.memory import Memory
+from cilnorm.training.stored import Stored
 from tests.fake import Tiny, TwoPhases
 
 TASKS = tuple(Task(index, (2, 2, 2)) for index in range(3))
@@ -55,6 +56,7 @@ def midway() -> tuple[RunState, Network, Engine]:
         matrix=[[91.0], [82.5, 73.25]], steps=77, seconds=1.5, logged=99, best=(0.25, copy.deepcopy(net.state_dict())),
         pool=torch.tensor([3, 1]), sums={"ce": torch.tensor(1.25)},
     )  # fmt: skip
+    state.stored = Stored(torch.tensor([4, 2, 9]), {"logits": torch.rand(3, 6)})
     return state, net, engine
 
 
@@ -73,6 +75,8 @@ def test_everything_comes_back(tmp_path: Path) -> None:
     assert (found.steps, found.seconds, found.logged, found.sums) == (77, 1.5, 99, {"ce": torch.tensor(1.25)})
     assert found.matrix == state.matrix
     assert [kept.tolist() for kept in found.memory.exemplars] == [[4, 2], [9]]
+    assert found.stored.indices.tolist() == [4, 2, 9]
+    assert torch.equal(found.stored.tensors["logits"], state.stored.tensors["logits"])
     assert found.pool is not None
     assert found.pool.tolist() == [3, 1]
     assert found.past is not None

@@ -29,6 +29,7 @@ from cilnorm.training.pixels import Augmentation, Pixels
 from cilnorm.training.precision import choose_precision, forward, matmul_precision
 from cilnorm.training.protocol import Protocol
 from cilnorm.training.randomness import generator
+from cilnorm.training.stored import Stored
 
 pytestmark = pytest.mark.slow
 
@@ -66,7 +67,8 @@ def epochs(device: torch.device, rows: tuple[int, int] = (12, 4), count: int = 3
     targets = torch.arange(6).repeat_interleave(20)
     parts = [RowSource(torch.arange(60, 120), rows[0], "current"), RowSource(torch.arange(0, 60, 3), rows[1], "past")]
     plans = [plan_epoch(parts, Composition(*rows, 1), Protocol(), 0, (1, 0), epoch) for epoch in range(count)]
-    return [draw_batches(plan, pixels, targets, generator(0, "views", at)) for at, plan in enumerate(plans)]
+    stored = Stored(parts[1].pool, {"logits": torch.randn(20, 3)})
+    return [draw_batches(plan, pixels, targets, generator(0, "views", at), stored) for at, plan in enumerate(plans)]
 
 
 def learner(
@@ -105,7 +107,7 @@ def learned(engine: Engine, feeds: list[EpochBatches]) -> tuple[list[dict[str, f
     return terms, {name: tensor.clone() for name, tensor in engine.net.state_dict().items()}
 
 
-METHODS = ["ft", "eeil", "lucir", "podnet", "ssil", "afc", "wa", "er-ace", "der"]
+METHODS = ["ft", "eeil", "lucir", "podnet", "ssil", "afc", "wa", "er-ace", "der", "icarl", "der++", "bic"]
 
 
 @pytest.mark.parametrize("method", METHODS)
