@@ -40,7 +40,8 @@ def takes_events(record: Logger) -> None:
             RunHalted("task 1", "RuntimeError: of a check"),
         ]
         for event in events:
-            attempt(partial(logger, event.as_dict()), f"it can't take the event {event.kind!r}")
+            told = {"time": 0.0, **event.as_dict(), "seconds": 1.0}
+            attempt(partial(logger, told), f"it can't take the event {event.kind!r}")
         close = getattr(logger, "close", None)
         if close is not None:
             attempt(close, "close() failed after a run that failed")

@@ -9,6 +9,7 @@ import math
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +64,11 @@ def released_names_fields(record: Record) -> None:
     wants(not strange, f"`released` names {', '.join(strange)}, which are no fields of it nor `protocol.FIELD`")
 
 
-def network(method: Method, backbone: str, norm: str = "bn") -> tuple[Network, Past | None]:
-    """A network at the start of the second task, and what the first one left."""
+Stored = dict[str, Tensor]
+
+
+def network(method: Method, backbone: str, norm: str = "bn") -> tuple[Network, Past | None, Stored]:
+    """A network at the start of the second task, what the first one left, and what is stored beside a batch's rows."""
     shelf = registries.load()
     torch.manual_seed(0)
     build = shelf.backbones[backbone].build
@@ -81,12 +85,16 @@ def network(method: Method, backbone: str, norm: str = "bn") -> tuple[Network, P
     net(images)
     batches = [Batch(images, torch.arange(16) % first.new, Composition(16, 0, 0))]
     past = method.remember(net, first, lambda: iter(batches))
+    with torch.no_grad():
+        kept = method.store(net.eval()(toys.batch(TASK, 32).images[12:]))
+    stored = {name: torch.cat([torch.full((12, *rows.shape[1:]), math.nan), rows]) for name, rows in kept.items()}
+    net.train()
     method.grow(net, TASK, lambda: [embedded(at) for at in range(TASK.new)])
-    return net, past
+    return net, past, stored
 
 
-def loss_of(method: Method, net: Network, past: Past | None, phase: Phase) -> dict[str, Tensor]:
-    batch = toys.batch(TASK, 32)
+def loss_of(method: Method, net: Network, past: Past | None, stored: Stored, phase: Phase) -> dict[str, Tensor]:
+    batch = replace(toys.batch(TASK, 32), stored=stored)
     net.look(phase.view)
     net.train()
     net.backbone.train(phase.backbone == "train")
@@ -99,9 +107,9 @@ def loss_of(method: Method, net: Network, past: Past | None, phase: Phase) -> di
 def terms_are_named_numbers(record: Record) -> None:
     method = built(record)
     for backbone in BACKBONES:
-        net, past = network(method, backbone)
+        net, past, stored = network(method, backbone)
         for phase in method.phases(TASK):
-            terms = loss_of(method, net, past, phase)
+            terms = loss_of(method, net, past, stored, phase)
             said = f"in phase {phase.name!r} with {backbone} loss returned "
             wants(isinstance(terms, dict) and bool(terms), f"{said}{terms!r:.60}; return a dict of terms by name")
             for name, term in terms.items():
@@ -124,8 +132,8 @@ def nothing_is_read_back(record: Record) -> None:
             return func(*args, **(kwargs or {}))
 
     method = built(record)
-    net, past = network(method, "resnet8")
-    batch = toys.batch(TASK, 32)
+    net, past, stored = network(method, "resnet8")
+    batch = replace(toys.batch(TASK, 32), stored=stored)
     net.observe(batch.composition)
     for phase in method.phases(TASK):
         net.look(phase.view)
@@ -139,7 +147,7 @@ def nothing_is_read_back(record: Record) -> None:
 
 def nothing_flows_into_the_past(record: Record) -> None:
     method = built(record)
-    net, past = network(method, "resnet8")
+    net, past, stored = network(method, "resnet8")
     if past is None:
         return
     mine = {parameter.data_ptr() for parameter in net.parameters()}
@@ -148,7 +156,7 @@ def nothing_flows_into_the_past(record: Record) -> None:
     wants(not past.net.training, "remember left the past network in training mode; call .eval()")
     before = {name: tensor.clone() for name, tensor in past.net.state_dict().items()}
     for phase in method.phases(TASK):
-        torch.stack(list(loss_of(method, net, past, phase).values())).sum().backward()
+        torch.stack(list(loss_of(method, net, past, stored, phase).values())).sum().backward()
     moved = [name for name, tensor in past.net.state_dict().items() if not torch.equal(tensor, before[name])]
     moved += [name for name, parameter in past.net.named_parameters() if parameter.grad is not None]
     moved += [name for name, tensor in past.tensors.items() if tensor.requires_grad]
@@ -158,14 +166,14 @@ def nothing_flows_into_the_past(record: Record) -> None:
 def what_stands_still_stands_still(record: Record) -> None:
     """``parameters`` gives weights of the network, and nothing else moves."""
     method = built(record)
-    net, past = network(method, "resnet8")
+    net, past, stored = network(method, "resnet8")
     own = {id(parameter) for parameter in net.parameters()}
     for phase in method.phases(TASK):
         moving = list(method.parameters(net, phase))
         wants(bool(moving), f"parameters gives no weight to train in phase {phase.name!r}")
         wants({id(p) for p in moving} <= own, f"parameters gives weights that are not the network's in {phase.name!r}")
         before = copy.deepcopy(net.state_dict())
-        loss_of(method, net, past, phase)
+        loss_of(method, net, past, stored, phase)
         names = {name for name, _ in net.named_parameters()}
         changed = [name for name in names if not torch.equal(net.state_dict()[name], before[name])]
         wants(not changed, f"loss changed {changed[:1]} by itself; leave updates to the optimiser")

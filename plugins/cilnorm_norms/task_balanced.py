@@ -287,8 +287,8 @@ class TaskBalancedBatchNorm2d(BatchNormBase, CompositionAware, RowsAware):
         return self.plan
 
     def extra_repr(self) -> str:
-        unit = "" if self.unit == "tasks" else f", unit={self.unit}"
-        return f"{super().extra_repr()}, splits={self.splits}, affine_gradient={self.affine_gradient}{unit}"
+        own = f"splits={self.splits}, affine_gradient={self.affine_gradient}, unit={self.unit}"
+        return f"{super().extra_repr()}, {own}"
 
 
 def check() -> None:

@@ -310,14 +310,14 @@ BAD: dict[str, tuple[list[str], str]] = {
     "backbone": (["--backbone", "resnte32"], "no backbone called 'resnte32'; did you mean 'resnet32'? there are "),
     "dataset": (["--dataset", "numeral"], "no dataset called 'numeral'; did you mean 'numerals'? there are "),
     "preset": (["--preset", "cifar"], "no preset called 'cifar'; did you mean 'cifar100'? there are "),
-    "protocol": (["--protocol", "x"], "no protocol called 'x'; there are corrected, released"),
+    "protocol": (["--protocol", "x"], "no protocol called 'x'; there are corrected, pycil, released"),
     "key": (["--set", "moment=1"], "no key called 'moment'; did you mean "),
     "symbol": (
         ["--method", "lucir", "--set", "lambda=3"],
         "lucir calls λ_base `less_forget`; `cilnorm show lucir` lists its options",
     ),
     "greek": (["--method", "eeil", "--set", "τ=3"], "eeil calls τ `temperature`; `cilnorm show eeil` lists"),
-    "symbol of none": (["--set", "tau=3"], "ft has no tau, though eeil calls τ `temperature`, ssil calls τ `temp"),
+    "symbol of none": (["--set", "tau=3"], "ft has no tau, though eeil calls τ `temperature`, foster calls τ `temp"),
     "two symbols": (["--method", "podnet", "--set", "lambda=3"], "podnet calls λ_c `spatial` and λ_f `flat`;"),
     "another method's": (
         ["--set", "method.less_forget=3"],
@@ -483,7 +483,7 @@ def test_a_run_and_its_resumption(spec_file: str, tmp_path: Path) -> None:
         assert words in result.stdout
     assert result.stdout.splitlines()[-1].startswith("run ")
     assert sorted(os.listdir(tmp_path / "run" / "figures")) == [
-        "accuracy.pdf", "accuracy.png", "matrix.pdf", "matrix.png",
+        "accuracy.pdf", "accuracy.png", "classes.pdf", "classes.png", "matrix.pdf", "matrix.png",
     ]  # fmt: skip
     again = cilnorm("resume", "run")
     assert again.exit_code == 0

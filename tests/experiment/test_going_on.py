@@ -39,7 +39,7 @@ def _no_figures_and_no_last_words() -> Iterator[None]:
     """A process that is killed records no failure."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runner, "draw_figures", lambda *_: None)
-        patch.setattr(runner, "record_failure", lambda *_: nullcontext())
+        patch.setattr(runner, "record_failure", lambda *_, **__: nullcontext())
         yield
 
 

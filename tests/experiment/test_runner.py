@@ -437,8 +437,8 @@ def test_test_images_of_full_batches_only(
 ) -> None:
     """40 test images a task, 32 of them in full batches of 16."""
     scored: list[int] = []
-    predict = evaluation.predict
-    monkeypatch.setattr(evaluation, "predict", lambda *of: scored.append(len(of[2])) or predict(*of))
+    scores = evaluation._scores
+    monkeypatch.setattr(evaluation, "_scores", lambda *of: scored.append(len(of[2])) or scores(*of))
     for images, count in (("all", 40), ("full", 32)):
         run(tiny(epochs=1, test_images=images), tmp_path / images, registry=registry, **CPU)
         assert scored == [count] * 6
