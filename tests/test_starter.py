@@ -51,9 +51,10 @@ def test_a_new_package_is_whole_at_once(kind: str, tmp_path: Path) -> None:
     module = package / "cilnorm_my_own" / "my_own.py"
     assert len(module.read_text().splitlines()) <= 60
     assert "api_version = 1" in module.read_text()
-    checked = called(site, "-m", "cilnorm", "check", "cilnorm-my-own", "--quick", cwd=tmp_path)
-    assert checked.returncode == 0, checked.stdout
-    assert "0 BROKEN" in checked.stdout
+    if kind == "logger":  # the command runs the very checks that the package's tests run
+        checked = called(site, "-m", "cilnorm", "check", "cilnorm-my-own", cwd=tmp_path)
+        assert checked.returncode == 0, checked.stdout
+        assert "0 BROKEN" in checked.stdout
 
 
 def test_the_command_says_what_comes_next(tmp_path: Path) -> None:
