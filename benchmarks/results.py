@@ -19,10 +19,9 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import yaml
-
 from cilnorm.metrics import TABULATED, as_matrix, average_per_task, mean_text
 from cilnorm.results.comparison import FEW, compare
+from cilnorm.results.published import printed
 from cilnorm.results.reading import RunResult, by_label, read_result
 from cilnorm.storage.figures import curves_figure, save
 from cilnorm.text import markdown
@@ -131,14 +130,14 @@ def _nearer(found: Sequence[Mapping[str, object]]) -> str:
 
 def beside_published(groups: Groups) -> list[list[str]]:
     """A_f and F beside what the paper printed, whatever the conditions; the page must say how they differ."""
-    content = yaml.safe_load((ROOT / "cilnorm/results/published.yaml").read_text(encoding="utf-8"))["results"]
     rows = [["run", "A_f", "F", "A_f published", "F published"]]
     for label, runs in groups.items():
         spec = runs[0].spec
-        tables = (each["values"] for each in content if each["conditions"]["dataset"] == spec["dataset"])
-        values = next(tables).get(spec["method"], {}).get(spec["norm"])
+        tables = (each for each in printed() if each["conditions"]["dataset"] == spec["dataset"])
+        found = next(each for each in tables if spec["norm"] in each["values"].get(spec["method"], {}))
+        theirs = dict(zip(found["metrics"], found["values"][spec["method"]][spec["norm"]], strict=True))
         ours = [mean_text([float(run.summary[metric]) for run in runs]) for metric in ("A_f", "F")]
-        rows.append([label, *ours, *(f"{value:.2f}" for value in (values[0], values[2]))])
+        rows.append([label, *ours, *(f"{theirs[metric]:.2f}" for metric in ("A_f", "F"))])
     return rows
 
 

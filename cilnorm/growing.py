@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from cilnorm.batch import Role
-from cilnorm.heads import Head
 from cilnorm.network import Network
 
 __all__ = ["ExpandableBackbone", "GrowingNetwork", "Start"]
@@ -83,9 +82,6 @@ class GrowingNetwork(Network):
     """A network that gets an extractor with every task but the first, and a head that takes their embeddings."""
 
     backbone: ExpandableBackbone
-
-    def __init__(self, backbone: ExpandableBackbone, head: Head) -> None:
-        super().__init__(backbone, head)
 
     def grow(self, classes: int) -> None:
         if self.head.blocks:

@@ -54,6 +54,15 @@ class Head(nn.Module):
         raise NotImplementedError
 
 
+def _drawn_by_width(layer: nn.Linear, normal: bool = False) -> nn.Linear:
+    """Draws the weights with a variance of 1 / features, uniform or normal; biases are 0."""
+    draw = nn.init.kaiming_normal_ if normal else nn.init.kaiming_uniform_
+    draw(layer.weight, nonlinearity="linear")
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
 class Linear(Head):
     """One affine layer a task; its outputs stand side by side.
 
@@ -81,11 +90,7 @@ class Linear(Head):
             self._started(cast(nn.Linear, block))
 
     def _started(self, block: nn.Linear) -> nn.Linear:
-        if self.start == "kaiming":
-            nn.init.kaiming_uniform_(block.weight, nonlinearity="linear")
-            if block.bias is not None:
-                nn.init.zeros_(block.bias)
-        return block
+        return _drawn_by_width(block) if self.start == "kaiming" else block
 
     def constrain(self) -> None:
         if self.non_negative:
@@ -116,20 +121,13 @@ class Expanding(Linear):
     """
 
     def __init__(self, dim: int, keep: bool = True, bias: bool = True, normal: bool = False) -> None:
-        super().__init__(dim)
-        self.keep, self.bias, self.normal = keep, bias, normal
+        super().__init__(dim, bias)
+        self.keep, self.normal = keep, normal
         self.auxiliary: nn.Linear | None = None
 
     def affine(self, features: int, classes: int) -> nn.Linear:
         """A layer with weights as this head draws them."""
-        return self._drawn(nn.Linear(features, classes, self.bias))
-
-    def _drawn(self, layer: nn.Linear) -> nn.Linear:
-        draw = nn.init.kaiming_normal_ if self.normal else nn.init.kaiming_uniform_
-        draw(layer.weight, nonlinearity="linear")
-        if layer.bias is not None:
-            nn.init.zeros_(layer.bias)
-        return layer
+        return _drawn_by_width(nn.Linear(features, classes, self.bias), self.normal)
 
     def widened(self, old: nn.Linear, features: int, classes: int) -> nn.Linear:
         """A layer with so many more features and outputs than ``old``, which it contains."""
@@ -150,7 +148,7 @@ class Expanding(Linear):
 
     def redraw(self) -> None:
         for layer in (*self.blocks, *([self.auxiliary] if self.auxiliary is not None else [])):
-            self._drawn(cast(nn.Linear, layer))
+            _drawn_by_width(cast(nn.Linear, layer), self.normal)
 
 
 class Correction(nn.Module):

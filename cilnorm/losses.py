@@ -50,6 +50,26 @@ def soft_cross_entropy(new: Tensor, old: Tensor, temperature: float) -> Tensor:
     return F.cross_entropy(new / temperature, (old / temperature).softmax(1))
 
 
+def shared_distillation(logits: Tensor, targets: Tensor, old: Tensor | None, temperature: float) -> dict[str, Tensor]:
+    """(1 − λ) CE(z, y) + λ ``soft_cross_entropy`` of old classes, λ being the share of old classes; CE where none are.
+
+    The objective of WA (https://arxiv.org/abs/1911.07053, section 3) and of BiC (https://arxiv.org/abs/1905.13260,
+    section 3), as its two terms ``ce`` and ``distill``.
+
+    Args:
+        logits: (N, seen).
+        targets: (N,).
+        old: the teacher's logits, (N, old classes).
+    """
+    ce = F.cross_entropy(logits, targets)
+    if old is None:
+        return {"ce": ce}
+    known = old.shape[1]
+    share = known / logits.shape[1]
+    distill = soft_cross_entropy(logits[:, :known], old, temperature)
+    return {"ce": (1 - share) * ce, "distill": share * distill}
+
+
 def distill_elementwise(new: Tensor, old: Tensor, temperature: float) -> Tensor:
     """Binary cross-entropy between the entries of softmax(new / τ) and of softmax(old / τ), mean over rows and classes.
 

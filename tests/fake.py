@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -17,20 +17,12 @@ from cilnorm.hookspecs import Method as MethodRecord
 from cilnorm.images import ImageSet
 from cilnorm.method import Method, Past, Phase, Schedule, Step
 from cilnorm.network import Network
+from cilnorm.testing import toys
 
 
 def blobs(root: Path | None, *, classes: int = 6, train: int = 24, test: int = 20, size: int = 8) -> ImageSet:
     """Noise around one random colour a class."""
-    generator = torch.Generator().manual_seed(0)
-    colours = torch.randint(0, 256, (classes, 3, 1, 1), generator=generator)
-
-    def split(count: int) -> tuple[Tensor, Tensor]:
-        labels = torch.arange(classes).repeat(count)
-        noise = torch.randint(-60, 61, (len(labels), 3, size, size), generator=generator)
-        return (colours[labels] + noise).clamp(0, 255).to(torch.uint8), labels
-
-    names = tuple(f"colour {number}" for number in range(classes))
-    return ImageSet(*split(train), *split(test), names, (0.5, 0.5, 0.5), (0.3, 0.3, 0.3), digest="of-blobs")
+    return replace(toys.images(root, classes=classes, train=train, test=test, size=size), digest="of-blobs")
 
 
 class Tiny(nn.Module):

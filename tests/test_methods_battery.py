@@ -28,6 +28,7 @@ from cilnorm.method import Method, Past, Phase, Step
 from cilnorm.network import Network
 from cilnorm.registry import Registry, load
 from cilnorm.spec import Settings, resolve
+from cilnorm.testing import toys
 from cilnorm.training.engine import Engine
 from tests import fake
 
@@ -39,18 +40,7 @@ METHODS = (
     "bic", "two-phases",
 )  # fmt: skip
 NORMS = ("bn", "tbbn", "cn", "gn")
-PRESET = {
-    "method": "ft",
-    "norm": "bn",
-    "backbone": "resnet8",
-    "dataset": "blobs",
-    "classes": 4,
-    "tasks": 2,
-    "memory": 16,
-    "rows": [12, 4],
-    "augmentation": {"pad": 1, "crop": "random", "flip": True},
-    "schedule": {"epochs": 1, "lr": 0.05, "momentum": 0.9},
-}
+PRESET = {**toys.PRESET, "dataset": "blobs"}
 TERMS = {
     "ft": {"main": ["ce"]},
     "eeil": {"main": ["ce", "distill"], "balanced": ["ce", "distill"]},

@@ -19,19 +19,16 @@ def check_command(
     distribution: Annotated[str, typer.Argument(help="The pip-installed package that brings the plugins.")],
     names: Annotated[list[str] | None, typer.Option("--name", help="This record alone; may be repeated.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Leave out what compiles.")] = False,
-    data_root: Annotated[Path | None, typer.Option(help="Folder of the images of its data sets.")] = None,
+    data_root: Annotated[Path | None, typer.Option(help="Where its data sets' images lie; also CILNORM_DATA.")] = None,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Hold all that a plugin package offers to what cilnorm promises; status 1 if anything is broken."""
 
     def work() -> None:
-        import os
-
         from cilnorm.testing import Broken, NotChecked, checks_of
 
-        root = data_root or (Path(os.environ["CILNORM_DATA"]) if os.environ.get("CILNORM_DATA") else None)
         counts = {"ok": 0, "BROKEN": 0, "skipped": 0}
-        for check in checks_of(distribution, root=root, slow=not quick):
+        for check in checks_of(distribution, root=data_root, slow=not quick):
             if names and check.name not in names:
                 continue
             verdict, text = "ok", ""

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from cilnorm.metrics import as_matrix, average_per_task
 from cilnorm.text import half_up
 
 __all__ = ["Display"]
@@ -97,10 +98,8 @@ class Display:
         self._print(f"task {len(row):>2}: [bold]{half_up(self._mean(row)):>6}[/]{cells}")
 
     def _mean(self, row: Sequence[float]) -> float:
-        """Over tasks, or over classes where tasks differ in their number."""
-        sizes = self._sizes[: len(row)]
-        weights = sizes if len(set(self._sizes)) > 1 else [1] * len(row)
-        return sum(value * weight for value, weight in zip(row, weights, strict=True)) / sum(weights)
+        """Over all seen tasks, as A_f and A_a are."""
+        return float(average_per_task(as_matrix([*[()] * (len(row) - 1), row]), self._sizes)[-1])
 
     def _on_warning(self, event: dict[str, Any]) -> None:
         self._print(f"[yellow]warning:[/] {escape(event['text'])}")

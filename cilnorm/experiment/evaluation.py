@@ -116,6 +116,7 @@ class Measured:
 
     Attributes:
         accuracy: among all classes seen.
+        by_head: the same by the network's outputs, whatever classifier fills ``accuracy``.
         confusion: one row a seen task, how many of its images were given a class of each seen task.
         others: ``task_aware``: accuracy among the classes of the image's own task. ``top5``: how often the right class
             is among the five first of all seen. ``ece_old``, ``ece_new``: expected calibration error of the head on
@@ -123,13 +124,14 @@ class Measured:
     """
 
     accuracy: list[float]
+    by_head: list[float]
     confusion: list[list[int]]
     others: dict[str, Any]
 
 
 def measure(spec: Spec, parts: Assembly, task: Task, means: Tensor | None = None) -> Measured:
     """Scores the test or held-out images of every seen task; see ``predict`` for ``means``."""
-    stream, found = parts.stream, Measured([], [], {"task_aware": [], "top5": []})
+    stream, found = parts.stream, Measured([], [], [], {"task_aware": [], "top5": []})
     images, pixels, targets = stream.test, parts.test, stream.test_targets
     if spec.protocol.score == "validation":
         images, pixels, targets = stream.validation, parts.train, stream.targets
@@ -140,14 +142,16 @@ def measure(spec: Spec, parts: Assembly, task: Task, means: Tensor | None = None
         right, columns = targets[indices], task.classes(seen.index)
         scores, logits = (part.cpu() for part in _scores(parts.net, pixels, indices, means))
         predicted = scores.argmax(1)
+        head_right = logits.argmax(1) == right
         found.accuracy.append(_percent(predicted == right))
+        found.by_head.append(_percent(head_right))
         given = torch.bucketize(predicted, ends, right=True)
         found.confusion.append(torch.bincount(given, minlength=len(ends)).tolist())
         found.others["task_aware"].append(_percent(scores[:, columns].argmax(1) + columns.start == right))
         five = scores.topk(min(5, scores.shape[1])).indices
         found.others["top5"].append(_percent((five == right[:, None]).any(1)))
-        sure, by_head = logits.softmax(1).max(1)
-        confidence.append(torch.stack([sure, (by_head == right).to(sure)]))
+        sure = logits.softmax(1).amax(1)
+        confidence.append(torch.stack([sure, head_right.to(sure)]))
     *old, new = confidence
     for name, parts_of in (("ece_old", old), ("ece_new", [new])):
         if parts_of:

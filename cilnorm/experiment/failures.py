@@ -70,7 +70,7 @@ def record_failure(
         with suppress(OSError):
             kind = "interrupted" if stopped else "failed"
             facts = {"where": where, "reason": halted.reason}
-            folder.write_summary(kind, state.matrix, state.by_head, state.by_view, state.others, **facts)
+            folder.write_summary(kind, state, **facts)
         with suppress(Exception):  # a full disk, or a watcher that raises: what stopped the run is what is reported
             tell(halted)
         if isinstance(error, KeyboardInterrupt):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -17,13 +16,13 @@ from torch import Tensor
 
 from cilnorm import registry as registries
 from cilnorm.batch import Batch, Composition, Task
-from cilnorm.experiment.assembly import Assembly, assemble, pick_device
+from cilnorm.experiment.assembly import Assembly
 from cilnorm.experiment.evaluation import measure_accuracy
+from cilnorm.experiment.finished import opened
 from cilnorm.files import write_atomically
 from cilnorm.registry import Registry
 from cilnorm.running import measure_statistics
 from cilnorm.spec import Spec
-from cilnorm.storage.checkpoint import Checkpoints
 from cilnorm.storage.run_folder import FolderError, RunFolder
 from cilnorm.telling import needs_rows, tell_batch
 from cilnorm.training.memory import Memory
@@ -107,15 +106,11 @@ def precise(
     """
     registry = registry or registries.load()
     spec = RunFolder(folder).read_spec(registry)
-    with closing(assemble(spec, registry, pick_device(device), data_root)) as parts:
-        tasks = parts.tasks(spec)
-        saved = Checkpoints(RunFolder(folder).checkpoints, {"spec": spec.key, "images": parts.images.digest})
-        state, _ = saved.read(parts.net, parts.stream.tasks, only_look=True)
-        if state.task < len(tasks):
-            raise FolderError(f"{folder} is not finished; `cilnorm resume {folder}` goes on")
-        accuracy = {"before": measure_accuracy(spec, parts, tasks[-1])[0]}
-        measure_anew(spec, parts, state.memory, tasks[-1])
-        accuracy["after"] = measure_accuracy(spec, parts, tasks[-1])[0]
+    with opened(folder, spec, registry, device, data_root) as (parts, state):
+        newest = parts.tasks(spec)[-1]
+        accuracy = {"before": measure_accuracy(spec, parts, newest)[0]}
+        measure_anew(spec, parts, state.memory, newest)
+        accuracy["after"] = measure_accuracy(spec, parts, newest)[0]
     for name, row in accuracy.items():
         tell(f"{name:>6}: {sum(row) / len(row):6.2f} % on all tasks, {row[-1]:6.2f} on the newest")
     out = out or folder / "probes"

@@ -20,7 +20,6 @@ from cilnorm.experiment.evaluation import (
     describe,
     embed,
     held_out_loss,
-    measure_accuracy,
     measure_classifier,
     scored_images,
 )
@@ -171,7 +170,7 @@ def _learn(run: _Run, registry: Registry) -> Result:
     with record_failure(spec, state, folder, tell, tasks=len(parts.tasks(spec))):
         changed = folder.write_environment(registry, parts.device, parts.images, parts.order, parts.train.shape)
         if state.task < len(parts.tasks(spec)):  # who reads the summary of a finished run finds it finished
-            _write_summary(run, "running")
+            folder.write_summary("running", state)
         at = parts.images.notice, state.steps, list(state.matrix)
         tell(RunBegan.of(spec, str(folder.path), folder.sizes, *at))
         if changed:
@@ -193,11 +192,11 @@ def _learn(run: _Run, registry: Registry) -> Result:
             state.task, state.phase = task.index + 1, 0
             tell(row)
             folder.write_accuracy(state.matrix)
-            _write_summary(run, "running")
+            folder.write_summary("running", state)
             _save(run)
         title = f"{spec.method} x {spec.norm}, {spec.backbone}, {spec.dataset}, seed {spec.seed}"
         draw_figures(folder.path / "figures", state.matrix, title, folder.sizes)
-        summary = _write_summary(run, "finished", steps=state.steps, seconds=round(tell.seconds, 2))
+        summary = folder.write_summary("finished", state, steps=state.steps, seconds=round(tell.seconds, 2))
     tell(RunEnded(summary))
     return Result(folder.path, state.matrix, summary)
 
@@ -321,19 +320,13 @@ def _evaluate(run: _Run, task: Task) -> AccuracyMeasured:
     net.look()
     found = measure_classifier(run.spec, run.parts, task, exemplars)
     if run.spec.classifier == "nme":
-        by_head, _ = measure_accuracy(run.spec, run.parts, task)
+        by_head = found.by_head
         state.by_head.append(by_head)
     state.matrix.append(found.accuracy)
     state.others.append(found.others)
     run.folder.write_confusion(found.confusion)
     told = (task.index + 1, found.accuracy, by_head, len(state.memory), by_view or None)
     return AccuracyMeasured(*told, seen=task.seen, **found.others)
-
-
-def _write_summary(run: _Run, name: str, **facts: Any) -> dict[str, Any]:
-    """summary.json, with whatever was measured so far."""
-    state = run.state
-    return run.folder.write_summary(name, state.matrix, state.by_head, state.by_view, state.others, **facts)
 
 
 def _best(run: _Run, task: Task) -> tuple[float, dict[str, Tensor]] | None:

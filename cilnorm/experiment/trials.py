@@ -93,7 +93,7 @@ def choose_by_trials(
     folder.reopen(0, ())
     doing = f"the choice of {spec.norm}'s {' and '.join(names)}"
     with record_failure(spec, RunState(), folder, EventLog(folder, ()), doing):
-        folder.write_summary("running", ())
+        folder.write_summary("running", RunState())
         chosen, trials = choose_options(spec, registry, score)
         folder.write_tuning(trials)
         folder.write_spec(chosen)  # from here on the trials are not asked any more

@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from torch import nn
 
 from cilnorm.integrations.telling_hook import TellingHook, adds_to_loss
 from cilnorm.norms import convert_norms, norm_factory
+from cilnorm.values import SpecError, parsed
 
 __all__ = ["Framework", "Launch", "parse_command"]
 
@@ -128,7 +128,10 @@ def parse_command(framework: Framework, argv: Sequence[str] | None = None) -> La
         key, equals, value = pair.partition("=")
         if not equals:
             parser.error(f"--set takes OPTION=VALUE, not {pair}")
-        options[key] = yaml.safe_load(value)
+        try:
+            options[key] = parsed(value, f"--set {pair}")
+        except SpecError as error:
+            parser.error(str(error))
     try:
         # Batches have any numbers of past rows here, and "auto" finds a balance for each.
         if "splits" in inspect.signature(norm_factory(asked.norm)).parameters:

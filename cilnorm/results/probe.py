@@ -20,7 +20,6 @@ import io
 import json
 import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,13 +30,13 @@ from torch.nn import functional as F
 
 from cilnorm import registry as registries
 from cilnorm.batch import Composition, Task, modules_within, set_composition
-from cilnorm.experiment.assembly import Assembly, assemble, pick_device
+from cilnorm.experiment.assembly import Assembly
 from cilnorm.experiment.evaluation import measure_accuracy
+from cilnorm.experiment.finished import opened
 from cilnorm.files import write_atomically
 from cilnorm.network import Network
 from cilnorm.registry import Registry
 from cilnorm.spec import Spec
-from cilnorm.storage.checkpoint import Checkpoints
 from cilnorm.storage.figures import COLOURS, save
 from cilnorm.storage.run_folder import FolderError, RunFolder
 from cilnorm.telling import tell_batch
@@ -102,11 +101,8 @@ def bn_bias(
             pass
     except OSError as error:
         raise FolderError(f"can't write {out}: {error.strerror or error}; give --out another folder") from error
-    with closing(assemble(spec, registry, pick_device(device), data_root)) as parts:
+    with opened(folder, spec, registry, device, data_root) as (parts, _):
         tasks = parts.tasks(spec)
-        saved = Checkpoints.of(RunFolder(folder).checkpoints, spec, parts.images.digest)
-        if saved.read(parts.net, parts.stream.tasks, only_look=True)[0].task < len(tasks):
-            raise FolderError(f"{folder} is not finished; `cilnorm resume {folder}` goes on")
         lr = spec.schedule.lr / 10 if lr is None else lr
         work = _Work(spec, replace(parts, net=parts.net.eval()), tasks, registry)
         accuracy = {"before": measure_accuracy(spec, parts, tasks[-1])[0]}

@@ -23,7 +23,7 @@ from cilnorm.spec import COMPONENTS, Spec, from_mapping, to_mapping
 from cilnorm.training.protocol import Protocol
 from cilnorm.values import SpecError
 
-__all__ = ["Reference", "published"]
+__all__ = ["Reference", "printed", "published"]
 
 NO_CONDITION = {"preset", "seed", "precision", "engine", "residence", "method", "norm"}
 LISTED = 8  # differences that a note names
@@ -53,7 +53,7 @@ def published(spec: Spec, method: str, norm: str, registry: Registry | None = No
         return Reference()
     registry = registry or registries.load()
     nearest: list[str] | None = None
-    for result in _results():
+    for result in printed():
         values = result["values"].get(spec.method, {}).get(norm)
         if not values or result["conditions"]["dataset"] != spec.dataset:
             continue
@@ -177,7 +177,7 @@ def _listed(keys: list[str]) -> str:
 
 
 @cache
-def _results() -> list[dict[str, Any]]:
+def printed() -> list[dict[str, Any]]:
     """Every result with conditions of its own; a table of several columns is as many results."""
     content: dict[str, Any] = yaml.safe_load((files("cilnorm.results") / "published.yaml").read_text(encoding="utf-8"))
     found = []

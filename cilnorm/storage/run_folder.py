@@ -26,6 +26,7 @@ from cilnorm.metrics import as_matrix, summarise
 from cilnorm.registry import Registry
 from cilnorm.spec import Spec, from_mapping, to_yaml
 from cilnorm.storage.accuracy_files import ACCURACY, CONFUSION, accuracy_csv, confusion_csv, read_confusion
+from cilnorm.storage.checkpoint import RunState
 from cilnorm.storage.environment import describe, differences
 from cilnorm.storage.own_files import FOLDERS, LOCK, LOG, MARK, FolderError, survey
 from cilnorm.storage.resumed_files import ENVIRONMENT, kept_log, read_environment
@@ -255,32 +256,26 @@ class RunFolder:
         """Adds the counts after the newest task; what an earlier, stopped process wrote of it or later is replaced."""
         self._write(CONFUSION, confusion_csv(read_confusion(self.path)[: len(counts) - 1], counts))
 
-    def write_summary(
-        self,
-        state: str,
-        rows: Sequence[Sequence[float]],
-        by_head: Sequence[Sequence[float]] = (),
-        by_view: Mapping[str, Sequence[Sequence[float]]] | None = None,
-        others: Sequence[Mapping[str, Any]] = (),
-        **facts: Any,
-    ) -> dict[str, Any]:
-        """summary.json: the run's state, its metrics in percent once a task is learned, and further facts.
+    def write_summary(self, name: str, state: RunState, **facts: Any) -> dict[str, Any]:
+        """summary.json: what the run does, its metrics in percent once a task is learned, and further facts.
+
+        Metrics of the head, where another classifier fills the matrix, and of other views of the network go under
+        ``by_head`` and ``by_view``; A_f, A_a and A_l of what else was measured under its name.
 
         Args:
-            by_head: the head's rows where another classifier's fill the matrix; their metrics go under its name.
-            by_view: the rows of other views of the network; likewise.
-            others: what else was measured after each task; A_f, A_a and A_l go under the names of its accuracies.
+            name: ``running``, ``finished``, ``interrupted`` or ``failed``.
         """
-        summary = {"state": state, **(summarise(as_matrix(rows), self.sizes) if rows else {}), **facts}
-        if by_head:
-            summary["by_head"] = summarise(as_matrix(by_head), self.sizes)
-        if by_view:
-            summary["by_view"] = {view: summarise(as_matrix(own), self.sizes) for view, own in by_view.items()}
+        rows, others = state.matrix, state.others
+        summary = {"state": name, **(summarise(as_matrix(rows), self.sizes) if rows else {}), **facts}
+        if state.by_head:
+            summary["by_head"] = summarise(as_matrix(state.by_head), self.sizes)
+        if state.by_view:
+            summary["by_view"] = {view: summarise(as_matrix(own), self.sizes) for view, own in state.by_view.items()}
         if rows and len(others) == len(rows):  # a run that an earlier version began lacks some
-            for name in ("task_aware", "top5"):
-                found = summarise(as_matrix([each[name] for each in others]), self.sizes)
-                summary[name] = {metric: found[metric] for metric in ("A_f", "A_a", "A_l")}
-            summary |= {name: value for name, value in others[-1].items() if name.startswith("ece_")}
+            for kind in ("task_aware", "top5"):
+                found = summarise(as_matrix([each[kind] for each in others]), self.sizes)
+                summary[kind] = {metric: found[metric] for metric in ("A_f", "A_a", "A_l")}
+            summary |= {kind: value for kind, value in others[-1].items() if kind.startswith("ece_")}
         if len(set(self.sizes)) > 1:
             summary["sizes"] = list(self.sizes)
         self._write("summary.json", json.dumps(summary, indent=2) + "\n")

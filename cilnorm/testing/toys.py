@@ -51,8 +51,8 @@ PRESET: dict[str, Any] = {
 }
 
 
-def images(root: Path | None, *, classes: int = 4, size: int = 16) -> ImageSet:
-    """24 training and 10 test images a class: noise around one colour."""
+def images(root: Path | None, *, classes: int = 4, train: int = 24, test: int = 10, size: int = 16) -> ImageSet:
+    """So many training and test images a class: noise around one colour."""
     generator = torch.Generator().manual_seed(0)
     colours = torch.randint(0, 256, (classes, 3, 1, 1), generator=generator)
 
@@ -62,7 +62,7 @@ def images(root: Path | None, *, classes: int = 4, size: int = 16) -> ImageSet:
         return (colours[labels] + noise).clamp(0, 255).to(torch.uint8), labels
 
     names = tuple(f"colour {number}" for number in range(classes))
-    return ImageSet(*split(24), *split(10), names, (0.5,) * 3, (0.3,) * 3, digest="0" * 64)
+    return ImageSet(*split(train), *split(test), names, (0.5,) * 3, (0.3,) * 3, digest="0" * 64)
 
 
 def registry_with(kind: str = "", record: Record | None = None) -> Registry:

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from cilnorm import hookspecs
 from cilnorm.batch import Task
 from cilnorm.heads import BiasCorrected, Head
-from cilnorm.losses import soft_cross_entropy
+from cilnorm.losses import shared_distillation
 from cilnorm.method import AUTHORS_PROTOCOL, Method, Mode, Phase, Step, Tail
 from cilnorm.network import Network
 
@@ -79,12 +79,8 @@ class BiC(Method):
         return self._correction(step) if step.phase.name == "bias" else self._main(step)
 
     def _main(self, step: Step) -> dict[str, Tensor]:
-        logits, old, seen = step.out.logits, step.task.old, step.task.seen
-        ce = F.cross_entropy(logits, step.batch.targets)
-        if step.old is None:
-            return {"ce": ce}
-        distill = soft_cross_entropy(logits[:, :old], step.old.logits, self.temperature)
-        return {"ce": (1 - old / seen) * ce, "distill": old / seen * distill}
+        old = step.old.logits if step.old else None
+        return shared_distillation(step.out.logits, step.batch.targets, old, self.temperature)
 
     def _correction(self, step: Step) -> dict[str, Tensor]:
         logits = step.out.logits.softmax(1) if self.double_softmax else step.out.logits

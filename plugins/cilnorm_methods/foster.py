@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from cilnorm import hookspecs
 from cilnorm.batch import Batch, Task
 from cilnorm.growing import ExpandableBackbone, Start
+from cilnorm.losses import soft_cross_entropy
 from cilnorm.method import AUTHORS_PROTOCOL, Method, Past, Phase, Step, Tail
 from cilnorm.network import Network
 from cilnorm_methods._boosting import BoostedHead, BoostedNetwork, View, class_weights
@@ -83,11 +84,10 @@ class FOSTER(Method):
             return {"balanced-distill": F.cross_entropy(logits / self.temperature, wanted)}
         old, new = step.out.embedding.split(head.dim, dim=1)
         beta = self.boosting_beta[min(task.index, len(self.boosting_beta)) - 1]
-        before = (head.old(old) / self.temperature).softmax(1)
         return {
             "ce": F.cross_entropy(logits / class_weights(task.images, beta, logits), targets),
             "feature-ce": F.cross_entropy(head.feature(new), targets),
-            "distill": self.distillation * F.cross_entropy(logits[:, : task.old] / self.temperature, before),
+            "distill": self.distillation * soft_cross_entropy(logits[:, : task.old], head.old(old), self.temperature),
         }
 
     def remember(self, net: Network, task: Task, batches: Callable[[], Iterable[Batch]]) -> Past | None:

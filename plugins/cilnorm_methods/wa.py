@@ -17,12 +17,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor
-from torch.nn import functional as F
 
 from cilnorm import hookspecs
 from cilnorm.batch import Batch, Task
 from cilnorm.heads import Head, Linear, align
-from cilnorm.losses import soft_cross_entropy
+from cilnorm.losses import shared_distillation
 from cilnorm.method import AUTHORS_PROTOCOL, Method, Past, Step
 from cilnorm.network import Network
 
@@ -48,12 +47,8 @@ class WA(Method):
         return Linear(dim, self.bias, self.non_negative)
 
     def loss(self, step: Step) -> dict[str, Tensor]:
-        logits, old, seen = step.out.logits, step.task.old, step.task.seen
-        ce = F.cross_entropy(logits, step.batch.targets)
-        if step.old is None:
-            return {"ce": ce}
-        distill = soft_cross_entropy(logits[:, :old], step.old.logits, self.temperature)
-        return {"ce": (1 - old / seen) * ce, "distill": old / seen * distill}
+        old = step.old.logits if step.old else None
+        return shared_distillation(step.out.logits, step.batch.targets, old, self.temperature)
 
     def remember(self, net: Network, task: Task, batches: Callable[[], Iterable[Batch]]) -> Past | None:
         """Aligns the network, then copies it."""
