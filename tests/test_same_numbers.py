@@ -3,6 +3,8 @@
 ``python -m tests.test_same_numbers`` writes ``assets/same_numbers.json`` anew, after a change that is meant to; with
 names of methods behind it, only theirs, where the file was written on this processor and torch.
 On the processor and torch that wrote it every bit must be the same; elsewhere sums are rounded in another order.
+Where a torch rounds so differently that a run ends elsewhere, ``--apart`` and a method's name, given to that torch,
+write its runs to a file of that torch's own, which is looked at first there.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from tests import fake
 pytestmark = pytest.mark.slow
 
 STORED = Path(__file__).parent / "assets" / "same_numbers.json"
+APART = STORED.with_name(f"same_numbers_torch_{'.'.join(torch.__version__.split('.')[:2])}.json")
 METHODS = (
     "ft", "eeil", "lucir", "podnet", "ssil", "afc", "wa", "er-ace", "der", "foster", "icarl", "der++", "bic",
 )  # fmt: skip
@@ -68,32 +71,40 @@ def here() -> str:
 def test_a_run_gives_the_numbers_that_are_stored(
     method: str, norm: str, protocol: str, registry: Registry, tmp_path: Path
 ) -> None:
-    stored = json.loads(STORED.read_text(encoding="utf-8"))
-    expected = stored["runs"][f"{method} {norm} {protocol}"]
+    key = f"{method} {norm} {protocol}"
+    stored = next(each for each in map(read, (APART, STORED)) if key in each["runs"])
+    expected = stored["runs"][key]
     found = numbers(method, norm, protocol, registry, tmp_path / "run")
     if stored["written_with"] == here():
         assert found == expected
-    half = len(expected["terms"]) // 2
-    for epoch, (terms, wanted) in enumerate(zip(found["terms"], expected["terms"], strict=True)):
-        # What is rounded otherwise grows with every step: with torch 2.6 PODNet ends 1.6 % away.
-        assert terms == pytest.approx(wanted, rel=1e-2 if epoch < half else 3e-2, abs=1e-4)
+    for terms, wanted in zip(found["terms"], expected["terms"], strict=True):
+        assert terms == pytest.approx(wanted, rel=1e-2, abs=1e-4)
     for row, wanted in zip(found["matrix"], expected["matrix"], strict=True):
         assert row == pytest.approx(wanted, abs=5.0)  # two of a task's forty images
 
 
-def main(methods: Sequence[str]) -> None:
+def read(path: Path) -> dict[str, Any]:
+    """What is stored in a file; nothing where there is none."""
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"runs": {}}
+    return content
+
+
+def main(arguments: Sequence[str]) -> None:
     """Writes what the tests compare with."""
     torch.set_num_threads(1)
-    registry, stored = load(extra=[fake]), json.loads(STORED.read_text(encoding="utf-8"))
-    runs = stored["runs"] if stored["written_with"] == here() else {}
-    for method in methods if runs else METHODS:
+    asked, apart = [each for each in arguments if each != "--apart"], "--apart" in arguments
+    place = APART if apart else STORED
+    registry, stored = load(extra=[fake]), read(place)
+    runs = stored["runs"] if stored.get("written_with") == here() else {}
+    methods = asked if apart or (asked and runs) else METHODS
+    for method in methods:
         for norm in NORMS:
             for protocol in ("corrected", "released"):
                 with tempfile.TemporaryDirectory() as folder:
                     key = f"{method} {norm} {protocol}"
                     runs[key] = numbers(method, norm, protocol, registry, Path(folder) / "run")
-    STORED.write_text(json.dumps({"written_with": here(), "runs": runs}, indent=1) + "\n", encoding="utf-8")
+    place.write_text(json.dumps({"written_with": here(), "runs": runs}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:] or METHODS)
+    main(sys.argv[1:])
