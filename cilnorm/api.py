@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from cilnorm import registry as registries
+from cilnorm.experiment.trials import rehearse
 from cilnorm.files import write_atomically
+from cilnorm.images import DatasetError
 from cilnorm.metrics import TABULATED
 from cilnorm.registry import Registry, nearest
 from cilnorm.results import comparison, reading
@@ -116,6 +118,27 @@ class Sweep:
             raise Interrupted(number, text) from error
         return 0
 
+    def rehearse(
+        self, *, device: str = "auto", data_root: Path | None = None, registry: Registry | None = None
+    ) -> dict[tuple[str, str], str]:
+        """Does all that its runs do before they train, once for each method and norm, and writes nothing.
+
+        Data are found, or fetched or drawn as for a run.
+
+        Returns:
+            By method and norm what a run would be refused for; an empty text where it would begin.
+        """
+        registry, told = registry or registries.load(), {}
+        for cell in self.cells:
+            place = (cell.method, cell.norm)
+            if place not in told:
+                try:
+                    rehearse(cell.spec, device=device, data_root=data_root, registry=registry)
+                    told[place] = ""
+                except (SpecError, DatasetError) as error:
+                    told[place] = str(error)
+        return told
+
     def write(self) -> list[Path]:
         """Writes the table as it stands: table.md, table.csv and table.tex; returns their paths."""
         entries = self.entries
@@ -144,6 +167,7 @@ def plan_table(
     out: Path | str | None = None,
     cells: Path | str | None = None,
     registry: Registry | None = None,
+    written: bool = True,
 ) -> Sweep:
     """A grid's runs, each written down in its place, none of them begun.
 
@@ -152,6 +176,7 @@ def plan_table(
         values: for every cell, as ``cilnorm.resolve`` takes them.
         out: folder of the table; ``tables/NAME-PRESET`` by default.
         cells: folder of the runs; tables may share it.
+        written: False leaves the disk as it is: for ``Sweep.rehearse``.
 
     Raises:
         SpecError, FolderError: nothing can be begun.
@@ -162,7 +187,8 @@ def plan_table(
     home = Path(out) if out else Path("tables") / f"{chosen.name}-{preset}"
     runs = Path(cells) if cells else home / "cells" if out else home.parent / "cells"
     jobs = [Job(f"{cell.method} x {cell.norm}", cell.spec, runs / cell.name) for cell in wanted]
-    return _prepared(Sweep(f"{chosen.name}, preset {preset}", chosen.about, home, wanted, jobs), registry)
+    sweep = Sweep(f"{chosen.name}, preset {preset}", chosen.about, home, wanted, jobs)
+    return _prepared(sweep, registry) if written else sweep
 
 
 def plan_seeds(

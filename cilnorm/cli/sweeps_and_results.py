@@ -13,6 +13,7 @@ from cilnorm.cli.terminal import complain, guarded, loaded, print_table, setting
 
 if TYPE_CHECKING:
     from cilnorm.api import Launch, Sweep
+    from cilnorm.registry import Registry
     from cilnorm.results.table import Entry
     from cilnorm.spec import Spec
     from cilnorm.sweep.jobs import Job
@@ -52,7 +53,9 @@ def seed_list(text: str) -> list[int]:
 
 @commands.command("table")
 def table(
-    grid: Annotated[str, typer.Argument(metavar="NAME|FILE", help="norms, methods, or a YAML file of one's own.")],
+    grid: Annotated[
+        str, typer.Argument(metavar="NAME|FILE", help="norms, methods, another grid of registry.yaml, or a YAML file.")
+    ],
     preset: Annotated[str, typer.Option(help="Where all other values come from.")] = "quick",
     seeds: Seeds = "0",
     workers: Workers = 1,
@@ -64,6 +67,7 @@ def table(
     cluster: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Setting of submitit.")] = None,
     device: Device = "auto",
     data_root: DataRoot = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Do all but train, and say what can't begin.")] = False,
     debug: Debug = False,
 ) -> None:
     """Fill a table: every method with every norm, each seed a run; go on where it was stopped."""
@@ -73,11 +77,29 @@ def table(
 
         values = settings_of(set_ or [])
         how = Launch(workers, device, data_root, retry_failed, launcher, settings_of(cluster or []))
-        sweep = plan_table(grid, preset, seed_list(seeds), values, out=out, cells=cells, registry=loaded(False))
+        registry, places = loaded(False), {"out": out, "cells": cells}
+        sweep = plan_table(grid, preset, seed_list(seeds), values, **places, registry=registry, written=not dry_run)
+        if dry_run:
+            _rehearse(sweep, device, data_root, registry)
+            return
         _fill(sweep, how)
         _complain_of(sweep.jobs, f"see {sweep.jobs[0].folder.parent}/*.log, and try again with --retry-failed")
 
     guarded(work, debug)
+
+
+def _rehearse(sweep: Sweep, device: str, data_root: Path | None, registry: Registry) -> None:
+    """Prints the runs of a sweep, and whether they can begin; ends the command with status 1 if one can't."""
+    told = sweep.rehearse(device=device, data_root=data_root, registry=registry)
+    specs = {(cell.method, cell.norm): cell.spec for cell in reversed(sweep.cells)}
+    rows = [
+        (*place, specs[place].dataset, specs[place].backbone, refused or "can begin") for place, refused in told.items()
+    ]
+    print_table(sweep.title, ("method", "norm", "data set", "backbone", ""), rows)
+    print(f"{len(sweep.cells)} runs, nothing trained or written")
+    if broken := sum(map(bool, told.values())):
+        complain(f"{broken} of {len(told)} can't begin")
+        raise typer.Exit(1)
 
 
 def _fill(sweep: Sweep, how: Launch) -> None:

@@ -383,6 +383,21 @@ def cilnorm(*arguments: str) -> Any:
     return CliRunner(env={"COLUMNS": "200"}).invoke(app, list(arguments))
 
 
+def test_a_dry_run_tries_every_method_with_every_norm_and_writes_nothing(site: Path) -> None:
+    grid_file(site / "grid.yaml", ["ft", "lucir"], 12)
+    before = sorted(site.rglob("*"))
+    asked = ["table", "grid.yaml", "--preset", "quick", "--device", "cpu", "--seeds", "0,1", "--dry-run"]
+    good = cilnorm(*asked)
+    assert good.exit_code == 0, good.output
+    assert good.output.count("can begin") == 2
+    assert "4 runs, nothing trained or written" in good.output
+    refused = cilnorm(*asked, "--set", "rows=[4000,16]")
+    assert refused.exit_code == 1
+    assert refused.output.count("a batch of 4016 rows, but") == 2
+    assert "2 of 2 can't begin" in refused.output
+    assert sorted(site.rglob("*")) == before
+
+
 def test_a_killed_table_goes_on_reuses_what_is_there_and_reports_what_fails(site: Path, registry: Registry) -> None:
     grid_file(site / "grid.yaml", ["ft", "sour"], 12)
     asked = ["table", "grid.yaml", "--preset", "quick", "--workers", "2", "--out", "out", "--device", "cpu"]
