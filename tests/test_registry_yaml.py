@@ -22,6 +22,7 @@ from tests.conftest import ROOT
 
 CONTENT = yaml.safe_load((ROOT / "registry.yaml").read_text(encoding="utf-8"))
 PRESETS: dict[str, dict[str, Any]] = CONTENT["presets"]
+SETTINGS = read_settings()  # once: reading takes longer than resolving
 PARTS = ("method", "norm", "backbone", "dataset")
 
 
@@ -60,9 +61,9 @@ def plain(value: Any) -> Any:
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_resolves(name: str, shelves: Registry) -> None:
-    spec = resolve(name, shelves)
+    spec = resolve(name, shelves, SETTINGS)
     assert spec.preset == name
-    whole = read_settings().presets[name]
+    whole = SETTINGS.presets[name]
     assert whole["about"]
     for part in PARTS:
         assert whole[part] == getattr(spec, part), "presets use names, not aliases"
@@ -73,14 +74,14 @@ def test_a_preset_resolves(name: str, shelves: Registry) -> None:
 def test_a_preset_resolves_with_every_method(name: str, method: str, shelves: Registry) -> None:
     for protocol in (None, "released"):
         asked = {"protocol": protocol} if protocol else {}
-        assert resolve(name, shelves, method=method, **asked).method == method
+        assert resolve(name, shelves, SETTINGS, method=method, **asked).method == method
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_sets_known_keys_to_other_values_than_the_defaults(name: str, shelves: Registry) -> None:
     own = {key: value for key, value in PRESETS[name].items() if key not in ("about", "extends")}
-    base = read_settings().presets.get(PRESETS[name].get("extends", ""), {})
-    otherwise = defaults(read_settings().presets[name], shelves)
+    base = SETTINGS.presets.get(PRESETS[name].get("extends", ""), {})
+    otherwise = defaults(SETTINGS.presets[name], shelves)
     inherited = dict(flat(base))
     for key, value in flat(own):
         if key in PARTS:
@@ -100,10 +101,10 @@ def test_a_methods_values_are_fields_of_it_and_no_defaults(shelves: Registry) ->
         by_preset = [(preset, values) for preset, values in presets.items() if preset != "every"]
         by_preset += [(preset, presets.get("every", {})) for preset in PRESETS]
         for preset, values in by_preset:
-            base = read_settings().methods[method].get(PRESETS[preset].get("extends", ""), {})
+            base = SETTINGS.methods[method].get(PRESETS[preset].get("extends", ""), {})
             assert preset in PRESETS, f"methods.{method}: no preset {preset}"
-            spec = resolve(preset, shelves, method=method)
-            plainly = resolve(preset, shelves, Settings(read_settings().presets, {}), method=method)
+            spec = resolve(preset, shelves, SETTINGS, method=method)
+            plainly = resolve(preset, shelves, Settings(SETTINGS.presets, {}), method=method)
             for key, value in flat(values):
                 if key not in fields and base.get(key, value) != value:
                     found = dict(flat(to_mapping(spec)))[key]  # what the preset before said is taken back
@@ -120,24 +121,24 @@ def test_a_methods_values_are_fields_of_it_and_no_defaults(shelves: Registry) ->
 
 @pytest.mark.parametrize("method", ["podnet", "afc"])
 def test_podnet_and_afc_may_run_as_their_authors_ran_them(method: str, shelves: Registry) -> None:
-    spec = resolve("cifar100-podnet", shelves, method=method)
+    spec = resolve("cifar100-podnet", shelves, SETTINGS, method=method)
     assert spec.backbone == "resnet32-rebuffi"
     assert spec.augmentation == Augmentation(pad=4, crop="random", flip=True, brightness=63 / 255)
     authors = Schedule(160, 0.1, 0.9, 5e-4, "cosine", clip=0.0, clamp=5.0, milestones=spec.schedule.milestones)
     assert spec.schedule == authors
-    assert spec.protocol == resolve("cifar100", shelves, method=method, protocol="released").protocol
+    assert spec.protocol == resolve("cifar100", shelves, SETTINGS, method=method, protocol="released").protocol
     second = (
         shelves.methods[method].build(**spec.method_options).phases(Task(1, (10, 10)))[1].schedule_in(spec.schedule)
     )
     assert (second.epochs, second.lr, second.annealing) == (20, 0.05, "steps")
     for wanting in ("128", "50 classes", "20 exemplars a class"):
-        assert wanting in read_settings().presets["cifar100-podnet"]["about"]
+        assert wanting in SETTINGS.presets["cifar100-podnet"]["about"]
 
 
 @pytest.mark.parametrize("method", ["ft", "eeil", "lucir", "podnet", "ssil", "afc"])
 def test_imagenet100_is_what_was_published(method: str, shelves: Registry) -> None:
     """As far as it is known; which 100 classes they were is not."""
-    spec = resolve("imagenet100", shelves, method=method, protocol="released")
+    spec = resolve("imagenet100", shelves, SETTINGS, method=method, protocol="released")
     found = published(spec, method, "bn", shelves)
     assert set(found.values) == {"A_f", "A_a", "F", "A_l"}
     assert found.note.startswith("its dataset")
@@ -148,7 +149,9 @@ def test_imagenet100_is_what_was_published(method: str, shelves: Registry) -> No
 
 @pytest.mark.parametrize("preset", ["imagenet100-1993", "imagenet100-podnet", "tiny-imagenet", "mini-imagenet"])
 def test_methods_weigh_their_terms_on_photographs_as_their_authors_do(preset: str, shelves: Registry) -> None:
-    lucir, podnet, afc = (resolve(preset, shelves, method=m).method_options for m in ("lucir", "podnet", "afc"))
+    lucir, podnet, afc = (
+        resolve(preset, shelves, SETTINGS, method=m).method_options for m in ("lucir", "podnet", "afc")
+    )
     assert lucir["less_forget"] == 10
     assert (podnet["spatial"], podnet["flat"]) == (8, 10)
     assert afc["consolidation"] == 10
@@ -166,7 +169,7 @@ def test_methods_weigh_their_terms_on_photographs_as_their_authors_do(preset: st
 )
 def test_presets_of_photographs(preset: str, rows: int, epochs: int, stem: int, given: int, shelves: Registry) -> None:
     """Rows of a batch, epochs, side of the first stage's map, which tells the stem, and what the network is given."""
-    spec = resolve(preset, shelves)
+    spec = resolve(preset, shelves, SETTINGS)
     assert (sum(spec.rows), spec.schedule.epochs) == (rows, epochs)
     net = shelves.backbones[spec.backbone].build(nn.BatchNorm2d, **spec.backbone_options)
     with torch.no_grad():
@@ -176,10 +179,12 @@ def test_presets_of_photographs(preset: str, rows: int, epochs: int, stem: int, 
 
 @pytest.mark.parametrize("method", ["podnet", "afc"])
 def test_podnet_and_afc_may_run_their_authors_protocol(method: str, shelves: Registry) -> None:
-    spec, in_ten = (resolve(name, shelves, method=method) for name in ("cifar100-podnet-b50", "cifar100-podnet"))
+    spec, in_ten = (
+        resolve(name, shelves, SETTINGS, method=method) for name in ("cifar100-podnet-b50", "cifar100-podnet")
+    )
     assert spec.sizes(100) == (50, 10, 10, 10, 10, 10)
     assert [spec.exemplars(seen) for seen in (50, 60, 100)] == [20, 20, 20]
     assert sum(spec.rows) == 128
     assert spec.protocol == dataclasses.replace(in_ten.protocol, batches="shuffled")
     assert (spec.schedule, spec.augmentation) == (in_ten.schedule, in_ten.augmentation)
-    assert resolve("cifar100-podnet-b50", shelves, method=method, increment=5).sizes(100) == (50, *(5,) * 10)
+    assert resolve("cifar100-podnet-b50", shelves, SETTINGS, method=method, increment=5).sizes(100) == (50, *(5,) * 10)
