@@ -12,7 +12,7 @@ import copy
 import functools
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -126,8 +126,8 @@ class Row:
     norms: dict[str, str]
 
 
-def tried(architecture: Architecture) -> Row:
-    """Builds the network in three ways, and trains it a step with every norm."""
+def tried(architecture: Architecture, norms: Sequence[str] = ()) -> Row:
+    """Builds the network in three ways, and trains it a step with these norms, or with every one."""
     original = with_history(architecture.make()).eval()
     image = torch.randn(2, 3, architecture.size, architecture.size)
     expected = outputs(original, image)
@@ -156,9 +156,10 @@ def tried(architecture: Architecture) -> Row:
         "norm_layer": lambda name: finish_norms(architecture.make(norm_layer=norm_factory(name)), name),
     }
     way = ways["convert" if convert == "yes" else "norm_layer"]
-    norms = {name: trains(lambda name=name: way(name), architecture.size) for name in registry.load().norms}
+    asked = norms or list(registry.load().norms)
+    trained = {name: trains(lambda name=name: way(name), architecture.size) for name in asked}
     name = f"{architecture.source} {architecture.name}" + " features" * ("features_only" in architecture.options)
-    return Row(name, norm_layer, norm_act, convert, norms)
+    return Row(name, norm_layer, norm_act, convert, trained)
 
 
 def trains(make: Callable[[], nn.Module], size: int) -> str:
