@@ -20,25 +20,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from cilnorm.hookspecs import Dataset, hookimpl
 from cilnorm.images import ImageSet
 
-from ._files import cache_folder, digest, temporary
+from ._drawn import CLASSES, SIDE, Drawing
 
 if TYPE_CHECKING:
     from PIL import Image
 
-CLASSES, SIDE = 100, 32
-PIXELS = 3 * SIDE * SIDE
-RECIPE = 1  # stands in the name of the kept file; to be raised whenever the drawing changes
 SCRATCHES = 2
-DIGEST_BYTES = 32
-
-# Of the 50,000 training images of seed 0, scaled to [0, 1].
-MEAN = (0.3077, 0.3067, 0.3090)
-STD = (0.1999, 0.2003, 0.1998)
 
 
 def build(
@@ -47,8 +38,8 @@ def build(
     """The set, from ``<root or cache folder>/numerals`` where it was kept, drawn (about ten seconds) where it was not.
 
     Images stand class after class. Image i of a class depends on ``seed``, the class, i and the split alone: a smaller
-    set is the beginning of every class of a larger one. A damaged file is drawn anew and a folder that cannot be
-    written is done without; ``notice`` says so.
+    set is the beginning of every class of a larger one. What becomes of damaged files and closed folders:
+    ``Drawing.build``.
 
     Args:
         root: the folder to look in; None for the cache folder.
@@ -61,77 +52,7 @@ def build(
     Raises:
         ValueError: a count below 1, or a negative seed.
     """
-    if min(train_per_class, test_per_class) < 1 or seed < 0:
-        raise ValueError(
-            "numerals takes at least 1 image a class and a seed of at least 0;"
-            f" asked for {train_per_class} and {test_per_class} images with seed {seed}"
-        )
-    counts = (train_per_class, test_per_class)
-    path = _place(root, seed, *counts)
-    labels = [np.repeat(np.arange(CLASSES, dtype=np.int64), count) for count in counts]
-    pixels, sha, notices = _load(path, labels)
-    if pixels is None:
-        pixels = np.concatenate(
-            [_draw(number, split, count, seed) for split, count in enumerate(counts) for number in range(CLASSES)]
-        )
-        sha = _digest(pixels, labels)
-        notices += _keep(path, pixels, sha)
-    images = torch.from_numpy(pixels).split([len(part) for part in labels])
-    return ImageSet(
-        train_images=images[0],
-        train_labels=torch.from_numpy(labels[0]),
-        test_images=images[1],
-        test_labels=torch.from_numpy(labels[1]),
-        class_names=tuple(f"{number:02d}" for number in range(CLASSES)),
-        mean=MEAN,
-        std=STD,
-        digest=sha,
-        notice="; ".join(notices),
-    )
-
-
-def _place(root: Path | None, seed: int, train_per_class: int, test_per_class: int) -> Path:
-    name = f"recipe{RECIPE}-seed{seed}-{train_per_class}-{test_per_class}.raw"
-    return (root or cache_folder()) / "numerals" / name
-
-
-def _digest(pixels: np.ndarray, labels: list[np.ndarray]) -> str:
-    train = len(labels[0])
-    return digest(pixels[:train], labels[0], pixels[train:], labels[1])
-
-
-def _load(path: Path, labels: list[np.ndarray]) -> tuple[np.ndarray | None, str, list[str]]:
-    """The kept images, or None, with their digest and what there is to say about them.
-
-    The file is nothing but the pixels and, behind them, their digest: there is no header that damage could turn into
-    a demand for memory, and every flipped bit shows.
-    """
-    count = sum(map(len, labels))
-    try:
-        if path.stat().st_size == count * PIXELS + DIGEST_BYTES:
-            raw = np.fromfile(path, np.uint8)
-            pixels = raw[:-DIGEST_BYTES].reshape(count, 3, SIDE, SIDE)
-            sha = _digest(pixels, labels)
-            if raw[-DIGEST_BYTES:].tobytes() == bytes.fromhex(sha):
-                return pixels, sha, []
-    except (FileNotFoundError, NotADirectoryError):
-        return None, "", []
-    except (OSError, ValueError) as error:  # ValueError: cut short between the two looks at it
-        return None, "", [f"{path} could not be read ({error}); numerals was drawn anew"]
-    return None, "", [f"{path} was damaged; numerals was drawn anew"]
-
-
-def _keep(path: Path, pixels: np.ndarray, sha: str) -> list[str]:
-    """Write the file whole or not at all; two runs that do so at once write the same bytes."""
-    try:
-        with temporary(path) as part:
-            with part.open("xb") as file:
-                file.write(pixels.data)
-                file.write(bytes.fromhex(sha))
-            part.replace(path)
-    except OSError as error:
-        return [f"numerals could not be kept as {path} ({error.strerror or error}) and will be drawn anew next time"]
-    return []
+    return DRAWING.build(root, seed, train_per_class, test_per_class)
 
 
 def _draw(number: int, split: int, count: int, seed: int) -> np.ndarray:
@@ -202,6 +123,16 @@ def _glyphs(text: str) -> list[Image.Image]:
     return [glyph, glyph.filter(ImageFilter.MaxFilter(3)), glyph.filter(ImageFilter.MaxFilter(5))]
 
 
+DRAWING = Drawing(
+    "numerals",
+    recipe=1,
+    draw=_draw,
+    class_names=tuple(f"{number:02d}" for number in range(CLASSES)),
+    mean=(0.3077, 0.3067, 0.3090),
+    std=(0.1999, 0.2003, 0.1998),
+)
+
+
 @hookimpl
 def cilnorm_datasets() -> list[Dataset]:
-    return [Dataset("numerals", build, found=lambda root: _place(root, 0, 500, 100).is_file(), side=32)]
+    return [Dataset("numerals", build, found=DRAWING.is_kept, side=SIDE)]
