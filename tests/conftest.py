@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,10 @@ import pytest
 import torch
 from hypothesis import settings
 
+from cilnorm.experiment import runner
 from cilnorm.registry import Registry, load
 from cilnorm.spec import Settings, Spec, resolve
+from cilnorm.storage.figures import draw_figures
 from tests import fake
 
 # HYPOTHESIS_PROFILE=nightly pytest ... looks harder; what sets a number of examples of its own keeps it.
@@ -39,6 +41,20 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _no_figures() -> Iterator[None]:
+    """Drawing takes four fifths of a tiny run; who looks at figures asks for ``figures``."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner, "draw_figures", lambda *_: None)
+        yield
+
+
+@pytest.fixture
+def figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs of this process draw their figures."""
+    monkeypatch.setattr(runner, "draw_figures", draw_figures)
+
+
 @pytest.fixture(scope="session")
 def registry() -> Registry:
     """Everything that is installed, and the fake plugin; nothing may be amiss."""
@@ -54,6 +70,4 @@ def tiny(registry: Registry) -> Callable[..., Spec]:
 @pytest.fixture
 def finished(registry: Registry, tiny: Callable[..., Spec], tmp_path: Path) -> Any:
     """A finished run of the tiny spec."""
-    from cilnorm.experiment.runner import run
-
-    return run(tiny(), tmp_path / "run", device="cpu", registry=registry)
+    return runner.run(tiny(), tmp_path / "run", device="cpu", registry=registry)

@@ -476,7 +476,7 @@ def test_debug_shows_the_traceback() -> None:
 # Runs
 
 
-def test_a_run_and_its_resumption(spec_file: str, tmp_path: Path) -> None:
+def test_a_run_and_its_resumption(figures: None, spec_file: str, tmp_path: Path) -> None:
     result = cilnorm("run", "--spec", spec_file, "--norm", "tbbn", "--out", "run")
     assert result.exit_code == 0, result.output
     for words in ("ft x tbbn x tiny x blobs, 3 tasks, seed 0", "task  3:", "A_f", "forgetting", "A_l"):

@@ -16,7 +16,6 @@ import torch
 
 from benchmarks.chaos import results
 from cilnorm.batch import Task
-from cilnorm.experiment import runner
 from cilnorm.experiment.runner import run
 from cilnorm.registry import Registry
 from cilnorm.spec import Spec
@@ -39,9 +38,8 @@ print(hashlib.sha256(batch.contiguous().numpy().tobytes()).hexdigest())
 
 
 def test_one_more_consumer_of_randomness_moves_no_other(
-    tiny: Callable[..., Spec], registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Callable[..., Spec], registry: Registry, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(runner, "draw_figures", lambda *_: None)
     spec = tiny(method="two-phases", norm="tbbn", tasks=2)
 
     def consume(event: Event) -> None:

@@ -35,10 +35,9 @@ class Kill(BaseException):
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _no_figures_and_no_last_words() -> Iterator[None]:
+def _no_last_words() -> Iterator[None]:
     """A process that is killed records no failure."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runner, "draw_figures", lambda *_: None)
         patch.setattr(runner, "record_failure", lambda *_, **__: nullcontext())
         yield
 

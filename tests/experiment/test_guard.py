@@ -42,11 +42,6 @@ with lock_folder(Path(sys.argv[1])):
 """
 
 
-@pytest.fixture(autouse=True)
-def _no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "draw_figures", lambda *_: None)
-
-
 # The lock
 
 

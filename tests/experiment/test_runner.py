@@ -71,7 +71,7 @@ def bits(folder: Path) -> dict[str, Any]:
 # What a run leaves
 
 
-def test_a_run_leaves_all_that_it_should(finished: Result, tiny: Tiny, registry: Registry) -> None:
+def test_a_run_leaves_all_that_it_should(figures: None, finished: Result, tiny: Tiny, registry: Registry) -> None:
     folder = finished.folder
     kept = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert kept == {

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from benchmarks.chaos import results
-from cilnorm.experiment import assembly, runner
+from cilnorm.experiment import assembly
 from cilnorm.experiment.precise import precise
 from cilnorm.experiment.runner import RunStopped, resume, run
 from cilnorm.registry import Registry
@@ -39,7 +39,6 @@ AS_WE_READ = {"statistics.precise": "class-balanced", "crop_size": 6, "crop": "r
 
 @pytest.fixture(autouse=True)
 def _no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "draw_figures", lambda *_: None)
     monkeypatch.setattr(probe, "save", lambda *_: None)
 
 

@@ -128,7 +128,6 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         return rest(means, folder, *more)
 
     monkeypatch.setattr(runner, "_rest", noted)
-    monkeypatch.setattr(runner, "draw_figures", lambda *_: None)
     return folders
 
 

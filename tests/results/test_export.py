@@ -15,7 +15,6 @@ import torch
 from torch.nn import functional as F
 from typer.testing import CliRunner
 
-from cilnorm.experiment import runner
 from cilnorm.experiment.assembly import assemble
 from cilnorm.experiment.runner import Result, run
 from cilnorm.registry import Registry
@@ -27,10 +26,7 @@ from cilnorm.storage.run_folder import FolderError
 pytestmark = pytest.mark.slow
 
 
-def test_a_timm_user_gets_the_runs_logits(
-    tiny: Callable[..., Spec], registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(runner, "draw_figures", lambda *_: None)
+def test_a_timm_user_gets_the_runs_logits(tiny: Callable[..., Spec], registry: Registry, tmp_path: Path) -> None:
     spec = tiny(backbone="timm-resnet18", norm="tbbn", method="ft", tasks=2, stop_after=1, epochs=1)
     done = run(spec, tmp_path / "run", device="cpu", registry=registry)
     weights_file, card_file = export(done.folder, tmp_path / "out", registry)

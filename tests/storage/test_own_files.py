@@ -47,9 +47,11 @@ OTHERS = (
 
 @pytest.fixture(scope="module")
 def whole(registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of one task, to be copied."""
+    """A finished run of one task, figures included, to be copied."""
     spec = resolve("tiny", registry, Settings({"tiny": TINY}, {}), tasks=2, epochs=1)
-    return run(spec, tmp_path_factory.mktemp("whole") / "run", registry=registry, **CPU).folder
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner, "draw_figures", draw_figures)
+        return run(spec, tmp_path_factory.mktemp("whole") / "run", registry=registry, **CPU).folder
 
 
 @pytest.fixture
@@ -114,7 +116,7 @@ def test_overwrite_replaces_all_that_a_run_and_its_loggers_wrote(
     assert left == {"spec.yaml", "lock", "checkpoints", "figures"}
 
 
-def test_a_run_and_its_probe_leave_own_names_alone(folder: Path, registry: Registry) -> None:
+def test_a_run_and_its_probe_leave_own_names_alone(figures: None, folder: Path, registry: Registry) -> None:
     from cilnorm.experiment.loggers import Loggers
     from cilnorm.results.probe import bn_bias
 
@@ -187,7 +189,9 @@ def test_a_run_opens_plain_files_alone(kind: str, name: str, folder: Path, regis
 
 
 @pytest.mark.parametrize("name", ["checkpoints", "figures"])
-def test_folders_that_are_links(name: str, folder: Path, tiny: Tiny, registry: Registry, tmp_path: Path) -> None:
+def test_folders_that_are_links(
+    figures: None, name: str, folder: Path, tiny: Tiny, registry: Registry, tmp_path: Path
+) -> None:
     outside = tmp_path / "outside"
     (folder / name).rename(outside)
     os.symlink(outside, folder / name)
@@ -200,7 +204,9 @@ def test_folders_that_are_links(name: str, folder: Path, tiny: Tiny, registry: R
 
 
 @pytest.mark.parametrize("file", ["summary.json", "accuracy.csv", "figures/matrix.png", "log.csv"])
-def test_what_is_written_anew_takes_a_links_place(file: str, folder: Path, registry: Registry, tmp_path: Path) -> None:
+def test_what_is_written_anew_takes_a_links_place(
+    figures: None, file: str, folder: Path, registry: Registry, tmp_path: Path
+) -> None:
     target = tmp_path / "outside"
     target.write_text("untouched")
     (folder / file).unlink(missing_ok=True)
