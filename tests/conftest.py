@@ -36,6 +36,9 @@ TINY = {
 }
 
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
     torch.set_num_threads(1)
