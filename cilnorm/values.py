@@ -21,7 +21,7 @@ class _Loader(yaml.SafeLoader):
     """YAML without the numbers to base 60 of version 1.1, which take ``48:16`` for 2896."""
 
 
-TEXT_LIMIT, NODES_LIMIT, BRACKETS_LIMIT = 1 << 17, 100_000, 200  # what people write has a hundredth of either
+TEXT_LIMIT, NODES_LIMIT, BRACKETS_LIMIT = 1 << 18, 100_000, 200  # what people write has a hundredth of either
 INTEGER = "tag:yaml.org,2002:int"
 _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag != INTEGER]
