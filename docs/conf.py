@@ -32,20 +32,23 @@ html_copy_source = False
 myst_heading_anchors = 4  # links such as norms.md#rows-in-any-order, as on GitHub
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
+add_module_names = False
+python_maximum_signature_line_length = 88
 autodoc_mock_imports = ["avalanche"]
 napoleon_use_ivar = True
 copybutton_exclude = ".linenos, .gp, .go"
 sphinx_gallery_conf = {
     "examples_dirs": "../examples/gallery",
     "gallery_dirs": "gallery",
-    "filename_pattern": r"plot_.*\.py",
+    "filename_pattern": r"\.py",
+    "within_subsection_order": "FileNameSortKey",
     "show_memory": False,
     "show_signature": False,
     "download_all_examples": False,
     "min_reported_time": 1e9,
     "reference_url": {},
 }
-if os.environ.get("CILNORM_SITE_LINKS"):  # names of torch become links; needs the network
+if os.environ.get("CILNORM_SITE_LINKS"):  # names of torch become links; off, for a build must not need the network
     extensions.append("sphinx.ext.intersphinx")
     intersphinx_mapping = {
         "python": ("https://docs.python.org/3", None),

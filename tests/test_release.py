@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.conftest import ROOT
 
@@ -61,6 +63,17 @@ def test_the_changelog_speaks_of_the_packaged_version_or_the_next() -> None:
     )
     assert found.returncode == 1
     assert "the tag says 9.9.9, pyproject.toml" in found.stderr
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / ".github" / "workflows").glob("*.yml")), ids=lambda path: path.name)
+def test_what_a_workflow_calls_is_there(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    jobs = yaml.safe_load(text)["jobs"]
+    for job in jobs.values():
+        needs = job.get("needs", [])
+        assert {needs} <= jobs.keys() if isinstance(needs, str) else set(needs) <= jobs.keys()
+    for called in re.findall(r"\.ci/[\w.]+", text):
+        assert (ROOT / called).is_file(), called
 
 
 @pytest.mark.skipif(not (shutil.which("git") and shutil.which("bash")), reason="needs git and bash")

@@ -8,7 +8,7 @@ of the statistics, however few they are; a loop without any of cilnorm's protoco
 
 import matplotlib.pyplot as plt
 import torch
-from small_stream import TASKS, learn, network
+from small_stream import COLOURS, TASKS, learn, network
 from torch import Tensor, nn
 
 import cilnorm
@@ -64,8 +64,8 @@ for share in (0.2, 0.8):
 # becomes a package: the tutorial "A norm of your own".
 
 figure, axes = plt.subplots(figsize=(5.6, 3.4), layout="constrained")
-for (share, values), marker in zip(curves.items(), "os", strict=True):
-    axes.plot(range(1, TASKS + 1), values, marker=marker, label=f"past rows weigh {share}")
+for (share, values), marker, colour in zip(curves.items(), "os", COLOURS, strict=False):
+    axes.plot(range(1, TASKS + 1), values, marker=marker, color=colour, label=f"past rows weigh {share}")
 axes.set(xticks=range(1, TASKS + 1), xlabel="tasks learned", ylabel="accuracy in %, mean over tasks", ylim=(0, 100))
 axes.legend()
 plt.show()

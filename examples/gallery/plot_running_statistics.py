@@ -9,7 +9,7 @@ on the images of each task alone? Asked of the last norm of a small network, aft
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from small_stream import TASKS, images_of, learn, network
+from small_stream import COLOURS, TASKS, images_of, learn, network
 from torch import Tensor, nn
 
 import cilnorm
@@ -48,8 +48,8 @@ for label, norm, options in (("BN", "bn", {}), ("TBBN", "tbbn", {"splits": "auto
 
 figure, axes = plt.subplots(figsize=(5.6, 3.4), layout="constrained")
 places = np.arange(TASKS)
-for shift, (label, distances) in zip((-0.2, 0.2), found.items(), strict=True):
-    axes.bar(places + shift, distances, width=0.38, label=label)
+for shift, colour, (label, distances) in zip((-0.2, 0.2), COLOURS, found.items(), strict=False):
+    axes.bar(places + shift, distances, width=0.38, color=colour, label=label)
 axes.set(xticks=places, xticklabels=[f"task {task + 1}" for task in places], ylabel="|μ_run − μ_task| / σ_task")
 axes.set_title("Running mean of the last norm against each task's images", fontsize=10)
 axes.legend()

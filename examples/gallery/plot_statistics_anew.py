@@ -11,7 +11,7 @@ import copy
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from small_stream import TASKS, accuracies, buffer_after, learn, network, train_images
+from small_stream import COLOURS, TASKS, accuracies, buffer_after, learn, network, train_images
 
 import cilnorm
 
@@ -37,8 +37,8 @@ for name, row in probed.items():
 
 figure, axes = plt.subplots(figsize=(5.6, 3.4), layout="constrained")
 places = np.arange(TASKS)
-for shift, (name, row) in zip((-0.27, 0, 0.27), probed.items(), strict=True):
-    axes.bar(places + shift, row, width=0.25, label=name)
+for shift, colour, (name, row) in zip((-0.27, 0, 0.27), COLOURS, probed.items(), strict=True):
+    axes.bar(places + shift, row, width=0.25, color=colour, label=name)
 axes.set(xticks=places, xticklabels=[f"task {task + 1}" for task in places], ylabel="accuracy in %", ylim=(0, 100))
 axes.legend()
 plt.show()

@@ -6,6 +6,7 @@ Three tasks of four numbers at 16 pixels, a small network, a replay buffer, and 
 ``examples/replay_loop.py`` is the same with a teacher, to begin a project of one's own with.
 """
 
+import matplotlib.pyplot as plt
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, cross_entropy
@@ -13,6 +14,7 @@ from torch.nn.functional import avg_pool2d, cross_entropy
 import cilnorm
 
 TASKS, NEW, EPOCHS, ROWS, KEPT = 3, 4, 20, 64, 10  # tasks, classes of each, epochs, rows of a batch, exemplars a class
+COLOURS = ("#0072b2", "#d55e00", "#009e73")  # apart for any colour vision
 
 
 def load() -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -79,3 +81,15 @@ def learn(net: nn.Module) -> list[list[float]]:
         train(net.train(), task * NEW, train_images[rows], train_labels[rows])
         matrix.append(accuracies(net, task + 1))
     return matrix
+
+
+# %%
+# An image of each class, a row a task.
+
+if __name__ == "__main__":
+    figure, grid = plt.subplots(TASKS, NEW, figsize=(3.6, 2.8), layout="constrained")
+    for label, axes in enumerate(grid.flat):
+        image = train_images[train_labels == label][0]
+        axes.imshow(((image - image.min()) / (image.max() - image.min())).permute(1, 2, 0))
+        axes.set_axis_off()
+    plt.show()
