@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests import pages
+
 pytestmark = pytest.mark.slow
 
 CHANCE = 100 / 20  # of the example's classes
@@ -17,7 +19,7 @@ README = Path(__file__).resolve().parent.parent / "README.md"
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    return [block.text for block in pages.blocks(README, language)]
 
 
 def write_plugin(folder: Path) -> None:

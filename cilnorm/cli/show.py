@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from cilnorm.settings.options import Option
     from cilnorm.spec import Settings
 
-__all__ = ["commands"]
+__all__ = ["COLUMNS", "commands", "facts_of", "option_row"]
 
 commands = typer.Typer()
 COLUMNS = ("option", "default", "values", "symbol", "in the paper", "meaning")
@@ -79,7 +79,7 @@ def _show_record(kind: str, record: Record, distribution: str) -> None:
         "paper": record.paper or "none",
         "aliases": ", ".join(record.aliases) or "none",
         "distribution": distribution,
-        **_facts(kind, record),
+        **facts_of(kind, record),
     }
     about = inspect.getdoc(inspect.getmodule(build)) or ""
     summary = _first_line(build) if isinstance(build, type) else about.partition("\n")[0]
@@ -89,15 +89,17 @@ def _show_record(kind: str, record: Record, distribution: str) -> None:
     options = options_of(kind, record.build)
     if options:
         example = next(iter(options))
-        print_table(f"options, as --set {kind}.{example}=VALUE", COLUMNS, [_row(option) for option in options.values()])
+        print_table(
+            f"options, as --set {kind}.{example}=VALUE", COLUMNS, [option_row(option) for option in options.values()]
+        )
     else:
         print("  options: none")
     if about:
         print(f"\n{about.replace('``', '`')}\n")
 
 
-def _facts(kind: str, record: Record) -> dict[str, str]:
-    """What is particular to a kind of record."""
+def facts_of(kind: str, record: Record) -> dict[str, str]:
+    """What is particular to a kind of record, by what it is about."""
     facts = {}
     if kind == "backbone" and getattr(record, "side", None):
         facts["made for images of"] = _in_pixels(record.side) + _map_sides(record)  # type: ignore[attr-defined]
@@ -108,6 +110,10 @@ def _facts(kind: str, record: Record) -> dict[str, str]:
         facts["must know the composition of a batch"] = (
             "yes; `cilnorm run` sees to it, elsewhere call cilnorm.set_composition before each batch" if aware else "no"
         )
+        if getattr(record, "needs_rows", False):
+            facts["must know the task or label of every row"] = (
+                "yes; `cilnorm run` sees to it, elsewhere see cilnorm.rows"
+            )
         tune = getattr(record, "tune", {})
         if tune:
             facts["chosen on held-out images unless set"] = "; ".join(
@@ -191,7 +197,7 @@ def _show_section(name: str, made: type) -> None:
     print(f"{name}: {_first_line(made)}")
     example = "" if name == "spec" else f"{name}."
     own = [option for key, option in options_of("", made).items() if key not in SECTIONS and "_options" not in key]
-    rows = [_row(option) for option in own]
+    rows = [option_row(option) for option in own]
     print_table(f"options, as --set {example}NAME=VALUE", COLUMNS, rows)
     if name == "protocol":
         _show_protocols()
@@ -208,7 +214,8 @@ def _show_protocols() -> None:
     print_table("named sets, as --protocol NAME", ("name", "what it sets"), rows)
 
 
-def _row(option: Option) -> tuple[str, ...]:
+def option_row(option: Option) -> tuple[str, ...]:
+    """An option as a row below ``COLUMNS``."""
     return option.name, _default(option), _kind(option.hint), option.symbol, option.place, _meaning(option)
 
 

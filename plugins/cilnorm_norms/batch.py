@@ -18,7 +18,11 @@ from cilnorm_norms._base import BatchNormBase
 
 
 class BatchNorm2d(BatchNormBase, nn.BatchNorm2d):
-    """Batch normalisation of (N, C, H, W), https://arxiv.org/abs/1502.03167; arguments and state of torch's layer."""
+    """Batch normalisation of (N, C, H, W), https://arxiv.org/abs/1502.03167; arguments and state of torch's layer.
+
+    Args:
+        bias: whether there is β, where torch's layer can do without.
+    """
 
 
 @hookimpl
