@@ -172,7 +172,7 @@ def plan_table(
     """A grid's runs, each written down in its place, none of them begun.
 
     Args:
-        grid: the name of one in registry.yaml, or a YAML file.
+        grid: the name of one in registry.yaml or of a plugin's, or a YAML file.
         values: for every cell, as ``cilnorm.resolve`` takes them.
         out: folder of the table; ``tables/NAME-PRESET`` by default.
         cells: folder of the runs; tables may share it.
@@ -181,7 +181,8 @@ def plan_table(
     Raises:
         SpecError, FolderError: nothing can be begun.
     """
-    registry, settings = registry or registries.load(), read_settings()
+    registry = registry or registries.load()
+    settings = read_settings(registry=registry)
     chosen = read_grid(grid, settings)
     wanted = chosen.cells(preset, seeds, dict(values or {}), registry, settings)
     home = Path(out) if out else Path("tables") / f"{chosen.name}-{preset}"

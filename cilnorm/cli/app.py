@@ -161,7 +161,7 @@ def resume(
 
 @app.command("list")
 def list_command(strict: Strict = False, debug: Debug = False) -> None:
-    """Show every norm, method, backbone, data set and preset."""
+    """Show every norm, method, backbone, data set, preset and grid, and which distribution it is from."""
 
     def work() -> None:
         from cilnorm.spec import read_settings
@@ -172,10 +172,10 @@ def list_command(strict: Strict = False, debug: Debug = False) -> None:
                 (name, ", ".join(record.aliases), record.paper, shelf.sources[name]) for name, record in shelf.items()
             ]
             print_table(f"{shelf.kind}s", ("name", "aliases", "paper", "distribution"), rows)
-        presets = read_settings().presets
-        print_table(
-            "presets", ("name", "about"), [(name, str(values.get("about", ""))) for name, values in presets.items()]
-        )
+        settings = read_settings(registry=registry)
+        for kind, found in (("preset", settings.presets), ("grid", settings.grids)):
+            told = [(name, str(values.get("about", "")), settings.owners[kind, name]) for name, values in found.items()]
+            print_table(f"{kind}s", ("name", "about", "distribution"), told)
 
     guarded(work, debug)
 
