@@ -120,7 +120,7 @@ class Registry:
     datasets: Shelf[Dataset]
     loggers: Shelf[Logger]
     plugins: tuple[Plugin, ...]
-    settings: tuple[Sections, ...] = ()
+    settings: tuple[Sections, ...] = field(default=(), repr=False)
 
     @property
     def shelves(self) -> tuple[Shelf[Any], ...]:
