@@ -39,9 +39,7 @@ Name = Annotated[str | None, typer.Option()]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Strict = Annotated[bool, typer.Option("--strict", help="A plugin that can't be loaded is an error.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
-LoggerNames = Annotated[
-    list[str] | None, typer.Option("--logger", help="csv, tensorboard, wandb, ...; may be repeated.")
-]
+LoggerNames = Annotated[list[str] | None, typer.Option("--logger", help="csv, wandb, ...; may be repeated.")]
 DataRoot = Annotated[Path | None, typer.Option(help="Folder in which data sets lie; also CILNORM_DATA.")]
 Every = Annotated[
     str | None, typer.Option(metavar="60s", help="Save within epochs, too, after so much time: 60s, 5m, 1h; 60 is 60s.")
