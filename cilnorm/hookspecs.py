@@ -93,9 +93,11 @@ class Backbone(Record):
 
     Attributes:
         side: of the square images that it was made for, in pixels; None if that is not known. Others are not refused.
+        timm: the name of the model of timm that it holds, if it holds one: its weights lie behind ``net.``.
     """
 
     side: int | None = None
+    timm: str = ""
 
 
 @dataclass(frozen=True)
