@@ -17,6 +17,7 @@ from cilnorm.cli.output import lasting_output
 from cilnorm.cli.show import commands as showing
 from cilnorm.cli.sweeps_and_results import commands, run_seeds
 from cilnorm.cli.terminal import complain, guarded, loaded, make_printable, print_table, settings_of
+from cilnorm.cli.tuning import commands as tuning
 
 if TYPE_CHECKING:
     from cilnorm.experiment.runner import Result
@@ -32,6 +33,7 @@ app = typer.Typer(
 )
 app.add_typer(showing)
 app.add_typer(commands)
+app.add_typer(tuning)
 app.add_typer(care)
 app.add_typer(data)
 app.add_typer(authors)
