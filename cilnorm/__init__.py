@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cilnorm import registry
-    from cilnorm.api import Launch, compare, report, run_seeds, table
+    from cilnorm.api import Launch, compare, report, run_seeds, table, tune
     from cilnorm.batch import Composition, CompositionWarning, set_composition
     from cilnorm.cli.progress import Display
     from cilnorm.experiment.runner import resume, run
@@ -47,6 +47,7 @@ __all__ = [
     "set_composition",
     "table",
     "tell_rows",
+    "tune",
 ]
 
 _HOMES = {
@@ -72,6 +73,7 @@ _HOMES = {
     "report": "api",
     "run_seeds": "api",
     "table": "api",
+    "tune": "api",
 }
 
 

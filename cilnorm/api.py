@@ -15,8 +15,9 @@ from cilnorm.files import write_atomically
 from cilnorm.images import DatasetError
 from cilnorm.metrics import TABULATED
 from cilnorm.registry import Registry, nearest
-from cilnorm.results import comparison, reading
+from cilnorm.results import reading
 from cilnorm.results import report as pages
+from cilnorm.results.contrast import Contrast, compare
 from cilnorm.results.published import published
 from cilnorm.results.table import Entry, to_csv, to_latex, to_markdown
 from cilnorm.spec import Spec, read_settings
@@ -25,10 +26,23 @@ from cilnorm.storage.run_folder import folder_of_seeds
 from cilnorm.sweep.grid import Cell, read_grid
 from cilnorm.sweep.jobs import Job, still_to_do
 from cilnorm.sweep.slurm import executor, submit
+from cilnorm.sweep.tuning import Trial, Tuning
 from cilnorm.sweep.workers import options, work
 from cilnorm.values import SpecError
 
-__all__ = ["Contrast", "Launch", "Sweep", "compare", "plan_seeds", "plan_table", "report", "run_seeds", "table"]
+__all__ = [
+    "Contrast",
+    "Launch",
+    "Sweep",
+    "Tuned",
+    "compare",
+    "plan_seeds",
+    "plan_table",
+    "report",
+    "run_seeds",
+    "table",
+    "tune",
+]
 
 JobWatcher = Callable[[Job, str], None]
 Board = Callable[[Sequence[Job], Sequence[Job]], AbstractContextManager[JobWatcher]]
@@ -172,7 +186,7 @@ def plan_table(
     """A grid's runs, each written down in its place, none of them begun.
 
     Args:
-        grid: the name of one in registry.yaml, or a YAML file.
+        grid: the name of one in registry.yaml or of a plugin's, or a YAML file.
         values: for every cell, as ``cilnorm.resolve`` takes them.
         out: folder of the table; ``tables/NAME-PRESET`` by default.
         cells: folder of the runs; tables may share it.
@@ -181,7 +195,8 @@ def plan_table(
     Raises:
         SpecError, FolderError: nothing can be begun.
     """
-    registry, settings = registry or registries.load(), read_settings()
+    registry = registry or registries.load()
+    settings = read_settings(registry=registry)
     chosen = read_grid(grid, settings)
     wanted = chosen.cells(preset, seeds, dict(values or {}), registry, settings)
     home = Path(out) if out else Path("tables") / f"{chosen.name}-{preset}"
@@ -251,6 +266,39 @@ def run_seeds(spec: Spec, seeds: Sequence[int], *, out: Path | str | None = None
     return sweep
 
 
+def tune(tuning: Tuning, how: Launch | None = None, begin: Callable[[Sequence[Trial]], None] | None = None) -> Tuned:
+    """Chooses hyperparameters on one stream of tasks and evaluates them on another, ``cilnorm tune``.
+
+    Goes on where it was stopped. ``tuning.json`` in its folder says what came of it.
+
+    Args:
+        how: ``workers`` is how many runs go on at a time.
+        begin: told of the trials, best first, before the winner is evaluated.
+
+    Raises:
+        SpecError, FolderError: nothing can be begun, or no trial ended well.
+        Interrupted: a signal ended it; the same call goes on.
+    """
+    how = how or Launch()
+    tuning = replace(tuning, workers=how.workers)
+    tuning.check()
+
+    def do(jobs: Sequence[Job]) -> None:
+        Sweep("", "", tuning.folder, (), jobs).run(how)
+
+    trials = tuning.run(do)
+    if begin:
+        begin(trials)
+    specs = tuning.evaluation(trials[0].values)
+    winner = plan_seeds(specs[0], tuning.seeds, out=tuning.folder / "winner", registry=tuning.registry)
+    try:
+        winner.run(replace(how, retry_failed=True))
+    finally:
+        winner.write()
+    path = tuning.write(trials, {name: values for entry in winner.entries for name, values in entry.values.items()})
+    return Tuned(trials, winner, tuning.command(trials[0].values), path)
+
+
 def report(
     runs: Sequence[Path | str],
     out: Path | str = "report.html",
@@ -275,39 +323,10 @@ def report(
 
 
 @dataclass(frozen=True)
-class Contrast:
-    """Two runs, or two groups of seeds, side by side.
+class Tuned:
+    """What a tuning came to: its trials, best first; the winner's runs; the command that repeats them; the file."""
 
-    Attributes:
-        names: what each is called.
-        settings: fields in which their specs differ, seed and preset left out.
-        difference: where two single runs first differ; empty if they are equal to the bit, None for groups.
-        metrics: each metric of both, with a test where there are enough seeds; empty for equal runs.
-        verdict: the first of them in a sentence.
-    """
-
-    names: tuple[str, str]
-    settings: Sequence[str]
-    difference: str | None
-    metrics: Sequence[comparison.Comparison] = ()
-    verdict: str = ""
-
-
-def compare(one: Path | str, other: Path | str) -> Contrast:
-    """Compares two runs, or two groups of seeds, ``cilnorm compare``.
-
-    Args:
-        one, other: a run, a folder of runs, or a pattern like ``cells/ft-bn-*``.
-
-    Raises:
-        FolderError: there is no run, or one can't be read or is not finished.
-    """
-    mine, theirs = comparison.gather(str(one)), comparison.gather(str(other))
-    names = (mine[0].label, theirs[0].label)
-    apart = reading.differing([mine[0].spec, theirs[0].spec], ("seed", *reading.NO_SETTING))
-    difference = comparison.first_difference(mine[0], theirs[0]) if len(mine) == len(theirs) == 1 else None
-    if difference == "":
-        return Contrast(names, apart, difference)
-    names = names if names[0] != names[1] else ("A", "B")
-    found = comparison.compare(mine, theirs)
-    return Contrast(names, apart, difference, found, comparison.sentence(found[0], *names))
+    trials: Sequence[Trial]
+    winner: Sweep
+    command: str
+    path: Path

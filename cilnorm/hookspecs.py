@@ -9,11 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.resources.abc import Traversable
 from typing import Any
 
 import pluggy
 
-__all__ = ["API_VERSION", "GROUP", "Backbone", "Dataset", "Logger", "Method", "Norm", "Record", "hookimpl"]
+__all__ = [
+    "API_VERSION",
+    "GROUP",
+    "Backbone",
+    "Dataset",
+    "Logger",
+    "Method",
+    "Norm",
+    "Record",
+    "SettingsFile",
+    "hookimpl",
+]
 
 API_VERSION = 1
 GROUP = "cilnorm"
@@ -81,9 +93,11 @@ class Backbone(Record):
 
     Attributes:
         side: of the square images that it was made for, in pixels; None if that is not known. Others are not refused.
+        timm: the name of the model of timm that it holds, if it holds one: its weights lie behind ``net.``.
     """
 
     side: int | None = None
+    timm: str = ""
 
 
 @dataclass(frozen=True)
@@ -119,6 +133,20 @@ class Logger(Record):
     files: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class SettingsFile:
+    """A YAML file with presets, what methods change with them, and grids: the sections of registry.yaml.
+
+    It can only add: what takes the name of a preset or grid that is there is refused, naming both owners. A preset may
+    extend one of cilnorm's. Values for a method stand beside a preset, and either must be of the same distribution.
+
+    Attributes:
+        path: of the file in the installed package: ``Path(__file__).with_name("settings.yaml")``, say.
+    """
+
+    path: Traversable
+
+
 @hookspec
 def cilnorm_norms() -> Sequence[Norm]:  # type: ignore[empty-body]
     """Normalisation layers."""
@@ -142,3 +170,8 @@ def cilnorm_datasets() -> Sequence[Dataset]:  # type: ignore[empty-body]
 @hookspec
 def cilnorm_loggers() -> Sequence[Logger]:  # type: ignore[empty-body]
     """Places for a run's events."""
+
+
+@hookspec
+def cilnorm_settings() -> Sequence[SettingsFile]:  # type: ignore[empty-body]
+    """Presets and grids."""

@@ -6,14 +6,13 @@ there is no global registry. A plugin that can't be used is reported and left ou
 
 from __future__ import annotations
 
-import difflib
 import importlib.metadata
 import re
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
 from typing import Any, Generic, TypeVar
@@ -21,7 +20,10 @@ from typing import Any, Generic, TypeVar
 import pluggy
 
 from cilnorm import hookspecs
-from cilnorm.hookspecs import API_VERSION, GROUP, Backbone, Dataset, Logger, Method, Norm, Record
+from cilnorm.hookspecs import API_VERSION, GROUP, Backbone, Dataset, Logger, Method, Norm, Record, SettingsFile
+from cilnorm.presets import EVERY, Sections, check_added, read_sections, shipped
+from cilnorm.text import nearest
+from cilnorm.values import SpecError
 
 __all__ = [
     "Plugin",
@@ -47,6 +49,7 @@ HOOKS: dict[str, tuple[str, type[Record]]] = {
     "cilnorm_datasets": ("dataset", Dataset),
     "cilnorm_loggers": ("logger", Logger),
 }
+OF_SETTINGS = "cilnorm_settings"
 
 
 class UnknownName(KeyError):
@@ -60,14 +63,6 @@ class PluginError(RuntimeError):
     """A plugin can't be used; raised only by ``load(strict=True)``."""
 
 
-def nearest(kind: str, asked: str, known: Iterable[str]) -> str:
-    """One line for a misspelt name: what was asked, what is nearest, what there is."""
-    names = sorted(known)
-    close = difflib.get_close_matches(asked, names, n=1, cutoff=0.5)
-    hint = f"; did you mean {close[0]!r}?" if close else ";"
-    return f"no {kind} called {asked!r}{hint} there are {', '.join(names) or 'none'}"
-
-
 @dataclass(frozen=True)
 class Plugin:
     """What one entry point brought.
@@ -75,8 +70,8 @@ class Plugin:
     Attributes:
         name: the entry point's name.
         distribution: the pip-installable package that declares it, with its version.
-        offers: (kind, name) of each record.
-        error: why it was left out, in one line; empty for a healthy one.
+        offers: (kind, name) of each record, preset and grid.
+        error: why it, or what it has of presets and grids, was left out, in one line; empty for a healthy one.
     """
 
     name: str
@@ -113,7 +108,11 @@ class Shelf(Mapping[str, R], Generic[R]):
 
 @dataclass(frozen=True)
 class Registry:
-    """The shelves, and the plugins they came from, healthy or not."""
+    """The shelves, and the plugins they came from, healthy or not.
+
+    Attributes:
+        settings: files of presets and grids, registry.yaml first; ``cilnorm.spec.read_settings`` makes one of them.
+    """
 
     norms: Shelf[Norm]
     methods: Shelf[Method]
@@ -121,6 +120,7 @@ class Registry:
     datasets: Shelf[Dataset]
     loggers: Shelf[Logger]
     plugins: tuple[Plugin, ...]
+    settings: tuple[Sections, ...] = field(default=(), repr=False)
 
     @property
     def shelves(self) -> tuple[Shelf[Any], ...]:
@@ -134,7 +134,7 @@ class Registry:
 
     @property
     def failed(self) -> tuple[Plugin, ...]:
-        """Plugins that were left out."""
+        """Plugins that were left out, or part of which was."""
         return tuple(plugin for plugin in self.plugins if plugin.error)
 
 
@@ -151,27 +151,45 @@ def load(extra: Iterable[Any] = (), without: Iterable[str] = (), strict: bool = 
     """
     shelves: dict[str, dict[str, Record]] = {kind: {} for kind, _ in HOOKS.values()}
     sources: dict[str, dict[str, str]] = {kind: {} for kind in shelves}
-    plugins = []
+    plugins, settings, brought = [], [shipped()], {}
     for candidate in _candidates(extra, frozenset(without)):
         name, distribution = candidate.name, candidate.distribution
-        try:
-            with _patience(candidate):
-                records = _records(candidate)
+        with _reported(candidate, strict) as problem, _patience(candidate):
+            records, found = _records(candidate)
             _check_names(records, shelves, sources)
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:  # whatever a stranger's module does while it is imported, SystemExit as well
-            reason = last_line(error)
-            if strict:
-                raise PluginError(f"plugin {name!r} of {distribution}: {reason}") from error
-            plugins.append(Plugin(name, distribution, error=reason))
+        if problem:
+            plugins.append(Plugin(name, distribution, error=problem[0]))
             continue
         for kind, record in records:
             shelves[kind][record.name] = record
             sources[kind][record.name] = distribution
+        brought[len(plugins)] = (candidate, found)
         plugins.append(Plugin(name, distribution, tuple((kind, record.name) for kind, record in records)))
+    for number, (candidate, found) in brought.items():  # once all methods are known
+        for sections in found:
+            with _reported(candidate, strict) as problem:
+                _check_settings(sections, settings, sources["method"])
+            if problem:
+                plugins[number] = replace(plugins[number], error=problem[0])
+                break
+            settings.append(sections)
+            plugins[number] = replace(plugins[number], offers=(*plugins[number].offers, *sections.names))
     made: dict[str, Shelf[Any]] = {f"{kind}s": Shelf(kind, shelves[kind], sources[kind]) for kind in shelves}
-    return Registry(**made, plugins=tuple(plugins))
+    return Registry(**made, plugins=tuple(plugins), settings=tuple(settings))
+
+
+@contextmanager
+def _reported(candidate: _Candidate, strict: bool) -> Iterator[list[str]]:
+    """Puts what a plugin raises, whatever that is, into the list; Ctrl-C stays."""
+    problem: list[str] = []
+    try:
+        yield problem
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # whatever a stranger's module does while it is imported, SystemExit as well
+        problem.append(last_line(error))
+        if strict:
+            raise PluginError(f"plugin {candidate.name!r} of {candidate.distribution}: {problem[0]}") from error
 
 
 @dataclass(frozen=True)
@@ -216,8 +234,8 @@ def _is_home(entry: importlib.metadata.EntryPoint) -> bool:
     return entry.dist is not None and entry.dist.name == HOME
 
 
-def _records(candidate: _Candidate) -> list[tuple[str, Record]]:
-    """Imports the plugin, checks it against the hook specifications and asks it for its records."""
+def _records(candidate: _Candidate) -> tuple[list[tuple[str, Record]], list[Sections]]:
+    """Imports the plugin, checks it against the hook specifications and asks it for its records and settings."""
     module = candidate.module()
     version = getattr(module, "api_version", API_VERSION)
     if version != API_VERSION:
@@ -232,9 +250,29 @@ def _records(candidate: _Candidate) -> list[tuple[str, Record]]:
             if not isinstance(record, record_type):
                 raise PluginError(f"{hook} returned {record!r:.80}, which is no {record_type.__name__} record")
             records.append((kind, record))
-    if not records:
-        raise PluginError(f"offers nothing; it needs one of the hooks {', '.join(HOOKS)}")
-    return records
+    found = [_read_settings(each, candidate) for each in chain.from_iterable(getattr(manager.hook, OF_SETTINGS)())]
+    if not records and not found:
+        raise PluginError(f"offers nothing; it needs one of the hooks {', '.join([*HOOKS, OF_SETTINGS])}")
+    return records, found
+
+
+def _read_settings(each: Any, candidate: _Candidate) -> Sections:
+    if not isinstance(each, SettingsFile) or not hasattr(each.path, "read_text"):
+        raise PluginError(f"{OF_SETTINGS} returned {each!r:.80}, which is no SettingsFile with a path")
+    try:
+        return read_sections(each.path, each.path.name, candidate.distribution)
+    except SpecError as error:
+        raise PluginError(str(error)) from error
+
+
+def _check_settings(sections: Sections, present: list[Sections], methods: Mapping[str, str]) -> None:
+    for kind, name in sections.names:
+        if not NAME.fullmatch(name) or name == EVERY:
+            raise PluginError(f"{name!r} is no name for a {kind}: lower case, digits and _ . + * - only")
+    try:
+        check_added(sections, present, methods)
+    except SpecError as error:
+        raise PluginError(str(error)) from error
 
 
 def _check_names(

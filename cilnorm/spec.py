@@ -206,7 +206,7 @@ def resolve(
     """The spec of a preset with values of one's own.
 
     Args:
-        preset: a name in registry.yaml.
+        preset: a name in registry.yaml, or one that a plugin brings.
         asked: fields of ``Spec``, or hyperparameters by dotted or bare name: ``norm="tbbn"``, ``epochs=2``,
             ``**{"schedule.momentum": 0.9}``, ``less_forget=8``. ``protocol="released"`` takes the whole set.
 
@@ -216,7 +216,7 @@ def resolve(
     from cilnorm import registry as registries
 
     registry = registry or registries.load()
-    settings = settings or read_settings()
+    settings = settings or read_settings(registry=registry)
     preset = preset if preset in settings.presets else preset.casefold()
     check_known("preset", [preset], settings.presets)
     values = {key: value for key, value in settings.presets[preset].items() if key != "about"}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import re
+from collections.abc import Iterable
 from decimal import ROUND_HALF_UP, Decimal
 
-__all__ = ["csv_cell", "half_up", "markdown", "markdown_code", "tex", "tex_label"]
+__all__ = ["csv_cell", "half_up", "markdown", "markdown_code", "nearest", "tex", "tex_label"]
 
 NOISE = 9  # decimal places beyond which a float holds rounding errors; no ratio of image counts lies that near a tie
 TEX = {
@@ -51,3 +53,11 @@ def markdown_code(text: str) -> str:
 def csv_cell(text: str) -> str:
     """Text for a cell of CSV that no spreadsheet takes for a formula: what begins like one gets a ' in front."""
     return f"'{text}" if text.lstrip(" ").startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else text
+
+
+def nearest(kind: str, asked: str, known: Iterable[str]) -> str:
+    """One line for a misspelt name: what was asked, what is nearest, what there is."""
+    names = sorted(known)
+    close = difflib.get_close_matches(asked, names, n=1, cutoff=0.5)
+    hint = f"; did you mean {close[0]!r}?" if close else ";"
+    return f"no {kind} called {asked!r}{hint} there are {', '.join(names) or 'none'}"

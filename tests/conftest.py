@@ -40,6 +40,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests sta
 
 
 @pytest.fixture(autouse=True, scope="session")
+def _loggers_keep_out_of_the_users_places(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Where wandb, Trackio and MLflow put what they are told; they read it when they are imported."""
+    place = tmp_path_factory.mktemp("loggers")
+    os.environ |= {"WANDB_DIR": str(place), "WANDB_MODE": "offline", "TRACKIO_DIR": str(place / "trackio")}
+    os.environ |= {"MLFLOW_TRACKING_URI": f"sqlite:///{place}/mlflow.db", "MLFLOW_DISABLE_TELEMETRY": "true"}
+
+
+@pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
     torch.set_num_threads(1)
 

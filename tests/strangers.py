@@ -24,6 +24,18 @@ def norm(name: str) -> str:
     return offers(f"[Norm({name!r}, nn.BatchNorm2d)]")
 
 
+def settings(file: str) -> str:
+    """A module that brings the presets and grids of a file beside it."""
+    return f"""
+from pathlib import Path
+from cilnorm.hookspecs import SettingsFile, hookimpl
+
+@hookimpl
+def cilnorm_settings():
+    return [SettingsFile(Path(__file__).with_name({file!r}))]
+"""
+
+
 def distribute(site: Path, name: str, modules: dict[str, str], entries: dict[str, str] | None = None) -> None:
     """Puts a distribution into ``site``; each module is an entry point of its own name unless ``entries`` says else."""
     metadata = site / f"{name}-1.0.dist-info"

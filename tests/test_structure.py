@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "results": {"vocabulary", "data", "settings", "training", "spec", "storage", "experiment"},
     "sweep": {"vocabulary", "data", "settings", "training", "spec", "storage"},
     "starter": {"vocabulary"},
-    "testing": {"vocabulary", "settings", "training", "spec", "storage", "experiment"},
+    "testing": {"vocabulary", "settings", "training", "spec", "storage", "experiment", "sweep"},
     "api": {"vocabulary", "data", "settings", "training", "spec", "storage", "experiment", "results", "sweep"},
     "integrations": {"vocabulary"},
     "cli": {

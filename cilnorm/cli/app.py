@@ -17,6 +17,7 @@ from cilnorm.cli.output import lasting_output
 from cilnorm.cli.show import commands as showing
 from cilnorm.cli.sweeps_and_results import commands, run_seeds
 from cilnorm.cli.terminal import complain, guarded, loaded, make_printable, print_table, settings_of
+from cilnorm.cli.tuning import commands as tuning
 
 if TYPE_CHECKING:
     from cilnorm.experiment.runner import Result
@@ -32,6 +33,7 @@ app = typer.Typer(
 )
 app.add_typer(showing)
 app.add_typer(commands)
+app.add_typer(tuning)
 app.add_typer(care)
 app.add_typer(data)
 app.add_typer(authors)
@@ -39,7 +41,7 @@ Name = Annotated[str | None, typer.Option()]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Strict = Annotated[bool, typer.Option("--strict", help="A plugin that can't be loaded is an error.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
-LoggerNames = Annotated[list[str] | None, typer.Option("--logger", help="csv, tensorboard, ...; may be repeated.")]
+LoggerNames = Annotated[list[str] | None, typer.Option("--logger", help="csv, wandb, ...; may be repeated.")]
 DataRoot = Annotated[Path | None, typer.Option(help="Folder in which data sets lie; also CILNORM_DATA.")]
 Every = Annotated[
     str | None, typer.Option(metavar="60s", help="Save within epochs, too, after so much time: 60s, 5m, 1h; 60 is 60s.")
@@ -161,7 +163,7 @@ def resume(
 
 @app.command("list")
 def list_command(strict: Strict = False, debug: Debug = False) -> None:
-    """Show every norm, method, backbone, data set and preset."""
+    """Show every norm, method, backbone, data set, preset and grid, and which distribution it is from."""
 
     def work() -> None:
         from cilnorm.spec import read_settings
@@ -172,10 +174,10 @@ def list_command(strict: Strict = False, debug: Debug = False) -> None:
                 (name, ", ".join(record.aliases), record.paper, shelf.sources[name]) for name, record in shelf.items()
             ]
             print_table(f"{shelf.kind}s", ("name", "aliases", "paper", "distribution"), rows)
-        presets = read_settings().presets
-        print_table(
-            "presets", ("name", "about"), [(name, str(values.get("about", ""))) for name, values in presets.items()]
-        )
+        settings = read_settings(registry=registry)
+        for kind, found in (("preset", settings.presets), ("grid", settings.grids)):
+            told = [(name, str(values.get("about", "")), settings.owners[kind, name]) for name, values in found.items()]
+            print_table(f"{kind}s", ("name", "about", "distribution"), told)
 
     guarded(work, debug)
 

@@ -52,7 +52,7 @@ def check_command(
 
 @commands.command("new")
 def new_command(
-    kind: Annotated[str, typer.Argument(help="norm, method, backbone, dataset or logger.")],
+    kind: Annotated[str, typer.Argument(help="norm, method, backbone, dataset, logger or preset.")],
     name: Annotated[str, typer.Argument(help="What users will type for it.")],
     out: Annotated[Path, typer.Option(help="Where the folder of the package is made.")] = Path(),
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,

@@ -17,7 +17,10 @@ commands = typer.Typer()
 @commands.command("export")
 def export_command(
     run: Annotated[Path, typer.Argument(help="Folder of the run.")],
-    out: Annotated[Path, typer.Option(help="Folder for model.safetensors and card.json.")],
+    out: Annotated[Path | None, typer.Option(help="Folder for model.safetensors and card.json.")] = None,
+    hub: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Folder for the Hugging Face Hub, with a model card.")
+    ] = None,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Write a run's weights and a card that says what they are, for torch or timm alone."""
@@ -25,9 +28,17 @@ def export_command(
     def work() -> None:
         from cilnorm.registry import load
         from cilnorm.results.export import export
+        from cilnorm.results.hub import export_for_hub
+        from cilnorm.values import SpecError
 
-        for path in export(run, out, load()):
+        if out is None and hub is None:
+            raise SpecError("say where to: --out FOLDER, or --hub FOLDER for the Hugging Face Hub")
+        registry = load()
+        written = [*(export(run, out, registry) if out else ()), *(export_for_hub(run, hub, registry) if hub else ())]
+        for path in written:
             print(path)
+        if hub:
+            print(f"next: hf upload USER/NAME {hub}")
 
     guarded(work, debug)
 

@@ -1,4 +1,4 @@
-"""``cilnorm show NAME``: one method, norm, backbone, data set, logger or preset, and all that can be set about it."""
+"""``cilnorm show NAME``: a method, norm, backbone, data set, logger, preset or grid, and all that can be set."""
 
 from __future__ import annotations
 
@@ -31,20 +31,22 @@ def show_command(
     name: Annotated[str, typer.Argument(help="What `cilnorm list` shows, or schedule, augmentation, protocol, spec.")],
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    """Show one method, norm, backbone, data set or preset: its paper, and every option with its meaning."""
+    """Show one method, norm, backbone, data set, preset or grid: its paper, and every option with its meaning."""
 
     def work() -> None:
         from cilnorm.registry import nearest
         from cilnorm.spec import read_settings
         from cilnorm.values import SpecError
 
-        registry, settings = loaded(False), read_settings()
+        registry = loaded(False)
+        settings = read_settings(registry=registry)
         found = [*_records(registry, name), *_presets(registry, settings, name), *_sections(name)]
         for show in found:
             show()
         if not found:
             known = [known for shelf in registry.shelves for known in shelf]
-            raise SpecError(nearest("method, norm, backbone, data set or preset", name, {*known, *settings.presets}))
+            known += [*settings.presets, *settings.grids]
+            raise SpecError(nearest("method, norm, backbone, data set, preset or grid", name, set(known)))
 
     guarded(work, debug)
 
@@ -59,6 +61,8 @@ def _records(registry: Registry, name: str) -> Iterator[Any]:
 def _presets(registry: Registry, settings: Settings, name: str) -> Iterator[Any]:
     if name.casefold() in settings.presets:
         yield partial(_show_preset, registry, settings, name.casefold())
+    if name in settings.grids:
+        yield partial(_show_grid, settings, name)
 
 
 def _sections(name: str) -> Iterator[Any]:
@@ -160,11 +164,13 @@ def _map_sides(record: Any) -> str:
 
 def _show_preset(registry: Registry, settings: Settings, name: str) -> None:
     from cilnorm.settings.options import options_of
-    from cilnorm.spec import SECTIONS, Spec
+    from cilnorm.spec import SECTIONS, Spec, resolve
     from cilnorm.training.pixels import Augmentation
 
+    resolve(name, registry, settings)  # says what is wrong with a stranger's
     values = settings.presets[name]
     print(f"preset {name}: {values.get('about', '')}")
+    print(f"  distribution: {settings.owners['preset', name]}")
     side = _side(registry.datasets[values["dataset"]], values.get("dataset_options", {}))
     if side:
         given = Augmentation(**values.get("augmentation", {})).given((side, side))[0]
@@ -188,6 +194,20 @@ def _show_preset(registry: Registry, settings: Settings, name: str) -> None:
     ]
     if others:
         print_table("what it sets otherwise for a method", ("method", "values"), others)
+
+
+def _show_grid(settings: Settings, name: str) -> None:
+    from cilnorm.sweep.grid import read_grid
+
+    grid = read_grid(name, settings)
+    print(f"grid {name}: {grid.about}\n  distribution: {settings.owners['grid', name]}")
+    rows = [
+        (kind, label, ", ".join(f"{key} {_plain(value)}" for key, value in values.items() if value != label))
+        for kind, axis in (("method", grid.methods), ("norm", grid.norms), ("both", {"all": grid.common}))
+        for label, values in axis.items()
+        if values
+    ]
+    print_table("its methods and norms", ("axis", "label", "values"), rows)
 
 
 def _show_section(name: str, made: type) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from cilnorm.spec import Spec
     from cilnorm.sweep.jobs import Job
 
-__all__ = ["commands", "run_seeds"]
+__all__ = ["commands", "run_seeds", "seed_list", "show_sweep"]
 
 commands = typer.Typer()
 SEEDS_LIMIT = 10_000  # of one range; a slip of the keyboard must not ask for millions of runs
@@ -112,7 +112,7 @@ def _fill(sweep: Sweep, how: Launch) -> None:
             print(f"{new} jobs submitted; the same command shows how far they are")
     finally:
         paths = sweep.write()
-        _show(sweep)
+        show_sweep(sweep)
         print(f"{paths[0]}, {', '.join(path.name for path in paths[1:])}")
 
 
@@ -128,7 +128,8 @@ def _complain_of(jobs: Sequence[Job], hint: str) -> None:
         raise typer.Exit(1)
 
 
-def _show(sweep: Sweep) -> None:
+def show_sweep(sweep: Sweep) -> None:
+    """Prints a sweep's table as it stands."""
     from cilnorm.metrics import TABULATED
     from cilnorm.results.table import cell_text, verdicts
 

@@ -28,7 +28,7 @@ from cilnorm.training.protocol import Stream, class_order
 from cilnorm.training.randomness import initial_weights
 from cilnorm.training.streamed_images import StreamedImages, fits
 
-__all__ = ["Assembly", "assemble", "pick_device"]
+__all__ = ["Assembly", "assemble", "backbone_builder", "pick_device"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +89,7 @@ def _order(spec: Spec, classes: int) -> list[int]:
     return list(given)
 
 
-def _builder(spec: Spec, registry: Registry, signed_embedding: bool) -> Callable[[], nn.Module]:
+def backbone_builder(spec: Spec, registry: Registry, signed_embedding: bool) -> Callable[[], nn.Module]:
     """A function that makes the spec's backbone with its norm."""
     norm, build = registry.norms[spec.norm], registry.backbones[spec.backbone].build
 
@@ -134,7 +134,7 @@ def assemble(spec: Spec, registry: Registry, device: torch.device, data_root: Pa
         engine_class(spec.engine, device)
         sizes = spec.sizes(len(order))
         with initial_weights(spec.seed), contain_exit(f"the network {spec.backbone} with {spec.norm}"):
-            net = method.network(_builder(spec, registry, method.signed_embedding))
+            net = method.network(backbone_builder(spec, registry, method.signed_embedding))
             _check_statistics(spec, net.backbone)
             _check_maps(spec, method, net.backbone, images)
             if isinstance(net.head, Linear):

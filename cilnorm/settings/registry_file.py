@@ -1,47 +1,54 @@
-"""registry.yaml, read: presets, what a method changes with them, and grids."""
+"""registry.yaml and what plugins add to it, put together: presets, what a method changes with them, and grids."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from cilnorm.registry import nearest
-from cilnorm.values import SpecError, mappings, parsed
+from cilnorm.presets import EVERY, Options, names_with_values, read_sections, shipped
+from cilnorm.registry import Registry, nearest
+from cilnorm.values import SpecError
 
 __all__ = ["Options", "Settings", "check_known", "names_with_values", "read_settings"]
-
-Options = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Settings:
-    """registry.yaml, read: values by preset, what a paper's method changes with it, and grids."""
+    """Values by preset, what a paper's method changes with it, and grids.
+
+    Attributes:
+        owners: the distribution of a preset or grid, by (kind, name).
+    """
 
     presets: Mapping[str, Options]
     methods: Mapping[str, Mapping[str, Options]]
     grids: Mapping[str, Any] = field(default_factory=dict)
+    owners: Mapping[tuple[str, str], str] = field(default_factory=dict)
 
 
-def read_settings(path: Path | None = None) -> Settings:
-    """Reads registry.yaml, the shipped one by default; presets that extend another are completed.
+def read_settings(path: Path | None = None, registry: Registry | None = None) -> Settings:
+    """The settings of registry.yaml and of the plugins in ``registry``; presets that extend another are completed.
 
     What a method changes in ``every`` preset comes before what it changes in single ones.
+
+    Args:
+        path: a file to read in their place.
+        registry: whose plugins' files are taken as well; without it, what is shipped alone.
 
     Raises:
         SpecError: it is no YAML, or has other than the known sections.
     """
-    packaged = files("cilnorm") / "registry.yaml"
-    beside = Path(__file__).resolve().parents[2] / "registry.yaml"  # where an editable install has it
-    source = path or (packaged if packaged.is_file() else beside)
-    content = names_with_values(source.read_text(encoding="utf-8"), str(path or "registry.yaml"))
-    check_known("section of registry.yaml", content, ("presets", "methods", "grids"))
-    content = {section: mappings(value, f"{path or 'registry.yaml'}: {section}") for section, value in content.items()}
+    found = [read_sections(path, str(path))] if path else list(registry.settings if registry else ()) or [shipped()]
+    raw: dict[str, Options] = {}
+    methods: dict[str, dict[str, Options]] = {}
+    for sections in found:
+        raw |= sections.presets
+        for method, by_preset in sections.methods.items():
+            methods[method] = {**methods.get(method, {}), **by_preset}
     presets: dict[str, Options] = {}
-    methods = {name: mappings(own, f"methods.{name}") for name, own in content.get("methods", {}).items()}
-    for name, values in content.get("presets", {}).items():
+    for name, values in raw.items():
         presets[name] = {key: value for key, value in values.items() if key != "extends"}
         if base := str(values.get("extends", "")):
             check_known("earlier preset", [base], list(presets)[:-1])
@@ -49,9 +56,11 @@ def read_settings(path: Path | None = None) -> Settings:
             for own in methods.values():
                 own[name] = _merged(own.get(base, {}), own.get(name, {}))
     for own in methods.values():
-        if every := own.pop("every", {}):
+        if every := own.pop(EVERY, {}):
             own |= {name: _merged(every, own.get(name, {})) for name in presets}
-    return Settings(presets, methods, content.get("grids", {}))
+    grids = {name: values for sections in found for name, values in sections.grids.items()}
+    owners = {name: sections.owner for sections in found for name in sections.names}
+    return Settings(presets, methods, grids, owners)
 
 
 def _merged(base: Options, over: Options) -> dict[str, Any]:
@@ -60,18 +69,6 @@ def _merged(base: Options, over: Options) -> dict[str, Any]:
         nested = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
         merged[key] = _merged(merged[key], value) if nested else value
     return merged
-
-
-def names_with_values(text: str, where: str) -> dict[str, Any]:
-    """What a YAML text of names with values says.
-
-    Raises:
-        SpecError: it says something else; the message begins with ``where``.
-    """
-    content = parsed(text, where)
-    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise SpecError(f"{where}: expected names with values, found {type(content).__name__}")
-    return content
 
 
 def check_known(kind: str, asked: Iterable[str], known: Iterable[str]) -> None:

@@ -13,7 +13,7 @@ from cilnorm.values import SpecError
 
 __all__ = ["KINDS", "make_package"]
 
-KINDS = ("norm", "method", "backbone", "dataset", "logger")
+KINDS = ("norm", "method", "backbone", "dataset", "logger", "preset")
 SHARED = {  # template -> file of the package
     "pyproject.toml": "pyproject.toml",
     "readme.md": "README.md",
@@ -25,7 +25,7 @@ SHARED = {  # template -> file of the package
 
 
 def make_package(kind: str, name: str, into: Path, registry: Registry) -> Path:
-    """Writes ``into/cilnorm-NAME`` with one record of a kind; returns the folder.
+    """Writes ``into/cilnorm-NAME`` with one record of a kind, or a preset with a grid; returns the folder.
 
     Args:
         name: what users will type after ``--norm`` and the like.
@@ -37,9 +37,8 @@ def make_package(kind: str, name: str, into: Path, registry: Registry) -> Path:
         raise SpecError(f"there is no plugin of the kind {kind!r}; it is one of {', '.join(KINDS)}")
     if not NAME.fullmatch(name) or not name[0].isalpha() or not name.isascii():
         raise SpecError(f"{name!r} is no name for a {kind}: lower case letters first, then digits and _ . + * - too")
-    shelf = next(shelf for shelf in registry.shelves if shelf.kind == kind)
-    if name in shelf:
-        raise SpecError(f"the {kind} {name!r} is already there, from {shelf.sources.get(shelf[name].name, 'a plugin')}")
+    if owner := _owner(kind, name, registry):
+        raise SpecError(f"the {kind} {name!r} is already there, from {owner}")
     module = re.sub(r"\W+", "_", name).strip("_")
     facts = {
         "kind": kind,
@@ -54,11 +53,21 @@ def make_package(kind: str, name: str, into: Path, registry: Registry) -> Path:
     folder = into / str(facts["distribution"])
     if folder.exists():
         raise SpecError(f"{folder} is there already; give --out another place")
-    for template, path in {**SHARED, f"{kind}.py": "{package}/{module}.py"}.items():
+    beside = {"settings.yaml": "{package}/settings.yaml"} if kind == "preset" else {}
+    for template, path in {**SHARED, f"{kind}.py": "{package}/{module}.py", **beside}.items():
         target = folder / path.format(**facts)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(_rendered(template, facts), encoding="utf-8")
     return folder
+
+
+def _owner(kind: str, name: str, registry: Registry) -> str:
+    """The distribution that has the name; empty where it is free."""
+    for shelf in registry.shelves:
+        if shelf.kind == kind and name in shelf:
+            return shelf.sources.get(shelf[name].name, "a plugin")
+    taken = {each: sections.owner for sections in registry.settings for each in sections.names}
+    return taken.get((kind, name), "") or (taken.get(("grid", name), "") if kind == "preset" else "")
 
 
 def _rendered(template: str, facts: dict[str, object]) -> str:

@@ -15,6 +15,7 @@ from cilnorm.testing.collection import (
     check_logger,
     check_method,
     check_norm,
+    check_settings,
     checks_of,
     plugin_checks,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "check_logger",
     "check_method",
     "check_norm",
+    "check_settings",
     "checks_of",
     "plugin_checks",
 ]

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cilnorm.hookspecs import Record
 from cilnorm.registry import contain_exit, text_of
 
 __all__ = ["Broken", "Check", "NotChecked", "attempt", "equal", "run_all", "wants"]
@@ -25,7 +24,7 @@ class NotChecked(Exception):
 
 @dataclass(frozen=True)
 class Check:
-    """One promise of a record.
+    """One promise of a record, or of a file of presets and grids.
 
     Attributes:
         kind, name: of the record.
@@ -39,7 +38,7 @@ class Check:
     name: str
     promise: str
     work: Callable[[Any], None]
-    record: Record
+    record: Any
     where: str
     slow: bool = False
 

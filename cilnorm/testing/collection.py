@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cilnorm import registry as registries
-from cilnorm.hookspecs import Backbone, Dataset, Logger, Method, Norm, Record
+from cilnorm.hookspecs import Backbone, Dataset, Logger, Method, Norm, Record, SettingsFile
 from cilnorm.registry import PluginError, Registry
 from cilnorm.testing.backbone_checks import backbone_checks
 from cilnorm.testing.checks import Check, NotChecked, run_all
@@ -15,6 +15,7 @@ from cilnorm.testing.dataset_checks import dataset_checks
 from cilnorm.testing.logger_checks import logger_checks
 from cilnorm.testing.method_checks import method_checks
 from cilnorm.testing.norm_checks import norm_checks
+from cilnorm.testing.settings_checks import added, settings_checks
 
 __all__ = [
     "check_backbone",
@@ -22,6 +23,7 @@ __all__ = [
     "check_logger",
     "check_method",
     "check_norm",
+    "check_settings",
     "checks_of",
     "plugin_checks",
     "records_of",
@@ -60,8 +62,13 @@ def check_logger(record: Logger) -> None:
     run_all(list(logger_checks(record)))
 
 
+def check_settings(record: SettingsFile) -> None:
+    """The same for a file of presets and grids; errors as of ``check_norm``."""
+    run_all(list(settings_checks(*added(record))))
+
+
 def records_of(distribution: str, registry: Registry | None = None) -> list[tuple[str, Record]]:
-    """(kind, record) of all that an installed distribution offers.
+    """(kind, record) of all that an installed distribution offers, presets and grids left out.
 
     Raises:
         PluginError: it offers nothing, is not installed, or has a plugin that can't be loaded; the message says why.
@@ -76,7 +83,7 @@ def records_of(distribution: str, registry: Registry | None = None) -> list[tupl
         known = sorted({plugin.distribution.split()[0] for plugin in registry.plugins})
         raise PluginError(registries.nearest("distribution with plugins", distribution, known))
     shelves = {shelf.kind: shelf for shelf in registry.shelves}
-    return [(kind, shelves[kind][name]) for plugin in mine for kind, name in plugin.offers]
+    return [(kind, shelves[kind][name]) for plugin in mine for kind, name in plugin.offers if kind in shelves]
 
 
 def _plain(name: str) -> str:
@@ -95,6 +102,7 @@ def checks_of(
     Raises:
         PluginError: as of ``records_of``.
     """
+    registry = registry or registries.load()
     for kind, record in records_of(distribution, registry):
         made: dict[str, Callable[[Any], Iterator[Check]]] = {
             "norm": norm_checks,
@@ -104,6 +112,9 @@ def checks_of(
             "logger": logger_checks,
         }
         yield from (check for check in made[kind](record) if slow or not check.slow)
+    for sections in registry.settings:
+        if _plain(sections.owner.split()[0]) == _plain(distribution):
+            yield from settings_checks(sections, registry)
 
 
 def plugin_checks(distribution: str, *, root: Path | None = None, slow: bool = True) -> Callable[..., None]:

@@ -71,4 +71,4 @@ def _settle(block: nn.Module, last: bool) -> None:
 @hookimpl
 def cilnorm_backbones() -> list[Backbone]:
     paper = "https://arxiv.org/abs/2110.00476"
-    return [Backbone(f"timm-{name}", partial(TimmResNet, name=name), paper, side=224) for name in MODELS]
+    return [Backbone(f"timm-{name}", partial(TimmResNet, name=name), paper, side=224, timm=name) for name in MODELS]

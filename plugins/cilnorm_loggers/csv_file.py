@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cilnorm.files import open_plain
 from cilnorm.hookspecs import Logger, hookimpl
+from cilnorm_loggers._events import numbers
 
 COLUMNS = ("seconds", "task", "phase", "epoch", "name", "value")
 
@@ -35,16 +36,6 @@ class CsvLogger:
             with os.fdopen(handle, "a", encoding="utf-8", newline="") as file:
                 writer = csv.writer(file, lineterminator="\n")
                 writer.writerows(lines if os.fstat(handle).st_size else [COLUMNS, *lines])
-
-
-def numbers(event: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """Name and value of every number that an event tells."""
-    if event["event"] == "epoch":
-        yield from ((f"loss/{name}", value) for name, value in event["terms"].items())
-        yield "lr", event["lr"]
-    elif event["event"] == "accuracy":
-        yield from ((f"accuracy/task {task}", value) for task, value in enumerate(event["accuracy"], 1))
-        yield "accuracy/mean", sum(event["accuracy"]) / len(event["accuracy"])
 
 
 @hookimpl

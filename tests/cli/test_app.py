@@ -25,7 +25,7 @@ from tests.strangers import distribute, norm
 
 pytestmark = pytest.mark.slow
 
-COMMANDS = ("run", "resume", "list", "show", "plugins", "bench", "table", "report", "compare", "probe")
+COMMANDS = ("run", "resume", "list", "show", "plugins", "bench", "table", "report", "compare", "probe", "tune")
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from cilnorm.registry import Registry, load
 from cilnorm.spec import Spec, SpecError
 from tests import fake
 
+STEPS = [3, 6, 10, 14, 18, 22]  # at the ends of epochs: 3 + 3 steps, then 4 an epoch
 Tiny = Callable[..., Spec]
 Event = dict[str, Any]
 
@@ -133,7 +134,106 @@ def test_the_tensorboard_logger(tiny: Tiny, registry: Registry, tmp_path: Path) 
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
     events.Reload()
     losses = [(point.step, point.value) for point in events.Scalars("loss/ce")]
-    assert [step for step, _ in losses] == [3, 6, 10, 14, 18, 22]  # 3 + 3 steps, then 4 an epoch
+    assert [step for step, _ in losses] == STEPS
     last = [events.Scalars(f"accuracy/task {task}")[-1] for task in (1, 2, 3)]
     assert [point.step for point in last] == [3, 3, 3]
     assert [point.value for point in last] == pytest.approx(matrix[-1])
+
+
+def told(folder: Path, name: str) -> dict[str, str]:
+    """What the run's folder notes of another program's run."""
+    found: dict[str, str] = json.loads((folder / f"{name}.json").read_text())
+    return found
+
+
+def records(data: bytes) -> Iterator[bytes]:
+    """The records of a file of W&B: LevelDB's log, pieces with a header of 7 bytes in blocks of 32 KiB."""
+    at, whole = 7, b""
+    while at < len(data):
+        if (left := 32768 - at % 32768) < 7:
+            at += left
+            continue
+        length, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
+        whole += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # all of it, or its end
+            yield whole
+            whole = b""
+
+
+def test_the_wandb_logger(tiny: Tiny, registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Offline, each process writes a file of its own; both are of one run, which `wandb sync` puts together."""
+    pytest.importorskip("wandb")
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    matrix = told_in_two_parts(tiny, registry, tmp_path / "run", "wandb")
+    noted = told(tmp_path / "run", "wandb")
+    files = sorted((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
+    assert {file.name for file in files} == {f"run-{noted['id']}.wandb"}
+    rows: dict[int, dict[str, Any]] = {}
+    config = {}
+    for file in sorted(files, key=lambda file: file.stat().st_mtime_ns):
+        for data in records(file.read_bytes()):
+            record = Record.FromString(data)
+            if record.WhichOneof("record_type") == "history":
+                items = {
+                    item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in record.history.item
+                }
+                rows.setdefault(record.history.step.num, {}).update(items)
+            elif record.WhichOneof("record_type") == "run":
+                config |= {item.key: json.loads(item.value_json) for item in record.run.config.update}
+    assert [step for step, row in rows.items() if "loss/ce" in row] == STEPS
+    last = rows[STEPS[-1]]
+    assert [last[f"accuracy/task {task}"] for task in (1, 2, 3)] == matrix[-1]
+    assert last["task"] == 3
+    assert "metric/A_f" in last
+    assert config["schedule.lr"] == 0.05
+    assert (noted["project"], noted["name"]) == ("cilnorm", f"run-{noted['id']}")
+
+
+def test_the_trackio_logger(tiny: Tiny, registry: Registry, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("trackio")
+    from trackio.sqlite_storage import SQLiteStorage
+
+    matrix = told_in_two_parts(tiny, registry, tmp_path / "run", "trackio")
+    name = told(tmp_path / "run", "trackio")["name"]
+    assert SQLiteStorage.get_runs("cilnorm").count(name) == 1
+    rows = SQLiteStorage.get_logs("cilnorm", name)
+    assert sorted({row["step"] for row in rows if "loss/ce" in row}) == STEPS
+    accuracies = [row for row in rows if "accuracy/mean" in row]
+    assert [accuracies[-1][f"accuracy/task {task}"] for task in (1, 2, 3)] == matrix[-1]
+    assert any("metric/A_f" in row for row in rows)
+    assert SQLiteStorage.get_run_config("cilnorm", name)["schedule.lr"] == 0.05
+    assert "Trackio" not in capsys.readouterr().out
+
+
+def test_the_mlflow_logger(tiny: Tiny, registry: Registry, tmp_path: Path) -> None:
+    mlflow = pytest.importorskip("mlflow")
+
+    matrix = told_in_two_parts(tiny, registry, tmp_path / "run", "mlflow")
+    client, number = mlflow.MlflowClient(), told(tmp_path / "run", "mlflow")["id"]
+    run = client.get_run(number)
+    assert run.info.status == "FINISHED"
+    assert (run.info.run_name, run.data.params["schedule.lr"]) == ("run", "0.05")
+    assert sorted({point.step for point in client.get_metric_history(number, "loss/ce")}) == STEPS
+    last = [client.get_metric_history(number, f"accuracy/task {task}")[-1] for task in (1, 2, 3)]
+    assert [(point.step, point.value) for point in last] == [(3, value) for value in matrix[-1]]
+    assert run.data.metrics["A_f"] > 0
+
+
+@pytest.mark.parametrize("name", ["wandb", "trackio", "mlflow"])
+def test_one_that_can_not_write_is_left_out(
+    name: str, registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    library = pytest.importorskip(name)
+
+    def full(*arguments: Any, **named: Any) -> Any:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(library, "MlflowClient" if name == "mlflow" else "init", full)
+    with Loggers([name], registry) as loggers:
+        loggers({"event": "run", "folder": str(tmp_path), "steps": 0})
+        loggers({"event": "epoch", "steps": 3, "lr": 0.1, "terms": {"ce": 1.0}})
+    assert f"the logger {name} is left out from here on: OSError: [Errno 28]" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

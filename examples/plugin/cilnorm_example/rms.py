@@ -8,10 +8,12 @@ convolutions before a norm have no bias.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 
-from cilnorm.hookspecs import Norm, hookimpl
+from cilnorm.hookspecs import Norm, SettingsFile, hookimpl
 
 api_version = 1
 
@@ -48,3 +50,8 @@ class RMSNorm2d(nn.Module):
 @hookimpl
 def cilnorm_norms() -> list[Norm]:
     return [Norm("rms", RMSNorm2d, paper="https://arxiv.org/abs/1910.07467")]
+
+
+@hookimpl
+def cilnorm_settings() -> list[SettingsFile]:
+    return [SettingsFile(Path(__file__).with_name("settings.yaml"))]

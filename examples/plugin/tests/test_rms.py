@@ -11,6 +11,7 @@ import torch
 from cilnorm_example.rms import RMSNorm2d
 
 from cilnorm import registry
+from cilnorm.api import plan_table
 
 
 def cilnorm(*arguments: str) -> str:
@@ -55,10 +56,16 @@ def test_it_stands_on_the_shelf_under_its_distribution() -> None:
 
 
 def test_it_is_listed() -> None:
-    [line] = [line for line in cilnorm("list").splitlines() if line.split()[:1] == ["rms"]]
-    assert "cilnorm-example 0.1.0" in line
+    lines = [line for line in cilnorm("list").splitlines() if line.split()[:1] == ["rms"]]
+    assert len(lines) == 2  # the norm, and the grid
+    assert all("cilnorm-example 0.1.0" in line for line in lines)
     [line] = [line for line in cilnorm("plugins").splitlines() if "example.rms" in line]
     assert line.split()[-1] == "ok"
+
+
+def test_its_grid_can_be_filled(tmp_path: Path) -> None:
+    cells = plan_table("rms", out=tmp_path, registry=registry.load(strict=True)).cells
+    assert {cell.norm for cell in cells} == {"bn", "ln2d", "gn", "rms"}
 
 
 def test_it_can_be_trained_with(tmp_path: Path) -> None:
