@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from cilnorm.batch import CompositionAware, CompositionWarning, Task
+from cilnorm.batch import Composition, CompositionAware, CompositionWarning, Task
 from cilnorm.data.pixel_cache import image_set
 from cilnorm.files import in_words
 from cilnorm.heads import Linear
@@ -24,8 +24,10 @@ from cilnorm.running import KeepsStatistics, statistics_layers
 from cilnorm.spec import Spec, SpecError
 from cilnorm.training.fast_engines import engine_class
 from cilnorm.training.pixels import Augmentation, Pixels
+from cilnorm.training.place import Place
 from cilnorm.training.protocol import Stream, class_order
 from cilnorm.training.randomness import initial_weights
+from cilnorm.training.ranks import ALONE, Ranks
 from cilnorm.training.streamed_images import StreamedImages, fits
 
 __all__ = ["Assembly", "assemble", "backbone_builder", "pick_device"]
@@ -39,6 +41,7 @@ class Assembly:
         train, test: images, handed out on the device.
         order: the source's labels in the order of learning.
         images: where the pixels came from, for its names and digest.
+        ranks: the processes that share the run.
     """
 
     net: Network
@@ -49,6 +52,7 @@ class Assembly:
     order: tuple[int, ...]
     images: ImageSet
     device: torch.device
+    ranks: Ranks = ALONE
 
     def tasks(self, spec: Spec) -> tuple[Task, ...]:
         """Those that the run learns."""
@@ -60,20 +64,36 @@ class Assembly:
         self.test.close()
 
 
-def pick_device(name: str = "auto") -> torch.device:
+def pick_device(name: str = "auto", place: Place = Place()) -> torch.device:  # noqa: B008  (frozen)
     """A device by torch's name; ``auto`` is the first CUDA device, else the CPU.
 
+    Args:
+        place: of this process; where several share a run, each on a machine has a GPU of its own, if there are any.
+
     Raises:
-        SpecError: there is no such device here.
+        SpecError: there is no such device here, or not one for each process.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
+        if device.type == "cuda" and place.size > 1:
+            device = _gpu_of(place, device)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise SpecError(f"no device {name!r} here: {str(error).splitlines()[0]}") from error
     return device
+
+
+def _gpu_of(place: Place, device: torch.device) -> torch.device:
+    there = torch.cuda.device_count()
+    if device.index is not None:
+        raise SpecError(f"{place.size} processes share this run, and {device} is one GPU; give --device cuda or cpu")
+    if place.locals > there:
+        raise SpecError(
+            f"{place.locals} processes on this machine, and {there} GPUs; start as many as there are, or --device cpu"
+        )
+    return torch.device("cuda", place.local)
 
 
 def _order(spec: Spec, classes: int) -> list[int]:
@@ -102,8 +122,13 @@ def backbone_builder(spec: Spec, registry: Registry, signed_embedding: bool) -> 
     return backbone
 
 
-def assemble(spec: Spec, registry: Registry, device: torch.device, data_root: Path | None = None) -> Assembly:
+def assemble(
+    spec: Spec, registry: Registry, device: torch.device, data_root: Path | None = None, ranks: Ranks = ALONE
+) -> Assembly:
     """Builds what a spec names.
+
+    Args:
+        ranks: the processes that share the run.
 
     Raises:
         SpecError: a part can't be built with these options.
@@ -112,14 +137,7 @@ def assemble(spec: Spec, registry: Registry, device: torch.device, data_root: Pa
     Warns:
         CompositionWarning: the norm wants to know what batches are made of, and no layer of the network listens.
     """
-    with contain_exit(f"the data set {spec.dataset}"):
-        source = registry.datasets[spec.dataset].build(data_root, **spec.dataset_options)
-    images = image_set(source)
-    if not images.digest:
-        raise DatasetError(
-            f"the data set {spec.dataset} has no digest, by which a resumed run knows its images again; its plugin "
-            "must give ImageSet.digest, the SHA-256 of pixels and labels"
-        )
+    images = _image_set(spec, registry, data_root)
     if spec.classes is not None and spec.classes > images.classes:
         raise SpecError(f"{spec.dataset} has {images.classes} classes, not {spec.classes}")
     order = _order(spec, images.classes)[: spec.classes]
@@ -131,11 +149,12 @@ def assemble(spec: Spec, registry: Registry, device: torch.device, data_root: Pa
         free = [name for name, record in registry.methods.items() if getattr(record.build, "exemplar_free", False)]
         raise SpecError(f"{spec.method} needs exemplars, and memory is 0; {', '.join(free)} can do without")
     try:
-        engine_class(spec.engine, device)
+        engine_class(spec.engine, device, ranks.size)
         sizes = spec.sizes(len(order))
         with initial_weights(spec.seed), contain_exit(f"the network {spec.backbone} with {spec.norm}"):
             net = method.network(backbone_builder(spec, registry, method.signed_embedding))
             _check_statistics(spec, net.backbone)
+            _check_shared(spec, net.backbone, ranks)
             _check_maps(spec, method, net.backbone, images)
             if isinstance(net.head, Linear):
                 net.head.start = spec.protocol.head_start
@@ -161,7 +180,24 @@ def assemble(spec: Spec, registry: Registry, device: torch.device, data_root: Pa
     )
     if spec.protocol.keep == "best" and not all(len(stream.validation(task)) for task in stream.tasks):
         raise SpecError(f"keep: best needs held-out images; a part of {spec.protocol.validation} leaves some task none")
-    return Assembly(net, method, stream, *_pixels(spec, images, device), tuple(order), images, device)
+    return Assembly(net, method, stream, *_pixels(spec, images, device), tuple(order), images, device, ranks)
+
+
+def _image_set(spec: Spec, registry: Registry, data_root: Path | None) -> ImageSet:
+    """The data set's images.
+
+    Raises:
+        DatasetError: they are missing or damaged, or a resumed run could not know them again.
+    """
+    with contain_exit(f"the data set {spec.dataset}"):
+        source = registry.datasets[spec.dataset].build(data_root, **spec.dataset_options)
+    images = image_set(source)
+    if not images.digest:
+        raise DatasetError(
+            f"the data set {spec.dataset} has no digest, by which a resumed run knows its images again; its plugin "
+            "must give ImageSet.digest, the SHA-256 of pixels and labels"
+        )
+    return images
 
 
 def _pixels(spec: Spec, images: ImageSet, device: torch.device) -> tuple[Pixels, Pixels]:
@@ -217,3 +253,30 @@ def _check_statistics(spec: Spec, backbone: nn.Module) -> None:
         raise SpecError(
             f"statistics.freeze: layers of {spec.norm} derive from no KeepsStatistics, so they can't freeze"
         )
+
+
+def _check_shared(spec: Spec, backbone: nn.Module, ranks: Ranks) -> None:
+    """Refuses what several processes can't share.
+
+    Raises:
+        SpecError: batches of changing composition, or layers with statistics of one process's rows alone.
+    """
+    if ranks.alone:
+        return
+    current, past = spec.rows
+    kinds = Composition(current, past, 1) if spec.keeps_exemplars else Composition.of_one_kind(current + past, 0)
+    try:
+        ranks.refuse(kinds)
+    except ValueError as error:
+        raise SpecError(f"rows {current}:{past}: {error}") from error
+    if spec.protocol.batches == "shuffled":
+        raise SpecError(
+            f"protocol.batches: shuffled makes batches of ever other numbers of rows, which {ranks.size} processes "
+            "can't share; take stratified, or run it in one process"
+        )
+    for layer in statistics_layers(backbone).values():
+        if not callable(getattr(layer, "synchronise", None)):
+            raise SpecError(
+                f"{spec.norm}: {type(layer).__name__} has no synchronise(group), so its statistics would be those of "
+                f"one process's rows; run it in one process instead of {ranks.size}"
+            )

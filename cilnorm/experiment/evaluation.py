@@ -16,6 +16,7 @@ from cilnorm.metrics import calibration_error
 from cilnorm.network import Network, Output
 from cilnorm.spec import Spec
 from cilnorm.training.pixels import Pixels
+from cilnorm.training.ranks import ALONE, Ranks
 
 __all__ = [
     "Measured",
@@ -51,10 +52,12 @@ def predict(net: Network, pixels: Pixels, indices: Tensor, means: Tensor | None 
         means: unit vectors (seen, dim) of ``class_means``: the nearest one to the unit embedding decides, in place of
             the largest logit.
     """
-    return _scores(net, pixels, indices, means)[0].argmax(1)
+    return _scores(net, pixels, indices, means, ALONE)[0].argmax(1)
 
 
-def class_means(net: Network, pixels: Pixels, exemplars: Sequence[Tensor], mirrored: bool = True) -> Tensor:
+def class_means(
+    net: Network, pixels: Pixels, exemplars: Sequence[Tensor], mirrored: bool = True, ranks: Ranks = ALONE
+) -> Tensor:
     """The direction of each class: its exemplars' mean unit embedding.
 
     iCaRL, https://arxiv.org/abs/1611.07725, algorithm 1. Mirror images count as well if training mirrors; the code of
@@ -63,24 +66,30 @@ def class_means(net: Network, pixels: Pixels, exemplars: Sequence[Tensor], mirro
     Args:
         exemplars: indices, one tensor a class.
         mirrored: whether mirror images count at all.
+        ranks: the processes among which images are shared out, here and below.
 
     Returns:
         Unit vectors (classes, dim).
     """
     means, mirrorings = [], (False, True) if pixels.augmentation.flip and mirrored else (False,)
     for indices in exemplars:
-        ways = [torch.cat([e for e, _ in _in_batches(net, pixels, indices, flip)]) for flip in mirrorings]
+        ways = [_embedded(net, pixels, indices, ranks, flip) for flip in mirrorings]
         means.append(F.normalize(torch.cat(ways), dim=1).mean(0))
     return F.normalize(torch.stack(means), dim=1)
 
 
-def embed(net: Network, pixels: Pixels) -> Callable[[Tensor], Tensor]:
+def embed(net: Network, pixels: Pixels, ranks: Ranks = ALONE) -> Callable[[Tensor], Tensor]:
     """A function from indices (n,) to embeddings (n, dim)."""
-    return lambda indices: torch.cat([embedding for embedding, _ in _in_batches(net, pixels, indices)])
+    return lambda indices: _embedded(net, pixels, indices, ranks)
+
+
+def _embedded(net: Network, pixels: Pixels, indices: Tensor, ranks: Ranks, mirrored: bool = False) -> Tensor:
+    own = torch.cat([embedding for embedding, _ in _in_batches(net, pixels, ranks.share(indices), mirrored)])
+    return ranks.gather(own, len(indices))
 
 
 def describe(
-    net: Network, pixels: Pixels, store: Callable[[Output], Mapping[str, Tensor]]
+    net: Network, pixels: Pixels, store: Callable[[Output], Mapping[str, Tensor]], ranks: Ranks = ALONE
 ) -> Callable[[Tensor], dict[str, Tensor]]:
     """A function from indices (n,) to what ``store`` makes of the images as they are, (n, width) by name; on CPU."""
 
@@ -88,19 +97,20 @@ def describe(
         net.eval()
         parts: list[Mapping[str, Tensor]] = []
         with torch.no_grad():
-            for images in pixels.clean_parts(indices.split(EVALUATION_ROWS)):
+            for images in pixels.clean_parts(ranks.share(indices).split(EVALUATION_ROWS)):
                 parts.append(store(net(images)))
                 if not parts[-1]:
                     return {}
-        return {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}
+        own = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        return {name: ranks.gather(values, len(indices)).cpu() for name, values in own.items()}
 
     return described
 
 
-def held_out_loss(net: Network, pixels: Pixels, indices: Tensor, targets: Tensor) -> float:
+def held_out_loss(net: Network, pixels: Pixels, indices: Tensor, targets: Tensor, ranks: Ranks = ALONE) -> float:
     """Mean cross-entropy over all seen classes on held-out images."""
-    logits = torch.cat([logits for _, logits in _in_batches(net, pixels, indices)])
-    return float(F.cross_entropy(logits, targets))
+    own = torch.cat([logits for _, logits in _in_batches(net, pixels, ranks.share(indices))])
+    return float(F.cross_entropy(ranks.gather(own, len(indices)), targets))
 
 
 def scored_images(spec: Spec, indices: Tensor) -> Tensor:
@@ -140,7 +150,7 @@ def measure(spec: Spec, parts: Assembly, task: Task, means: Tensor | None = None
     for seen in stream.tasks[: task.index + 1]:
         indices = scored_images(spec, images(seen))
         right, columns = targets[indices], task.classes(seen.index)
-        scores, logits = (part.cpu() for part in _scores(parts.net, pixels, indices, means))
+        scores, logits = (part.cpu() for part in _scores(parts.net, pixels, indices, means, parts.ranks))
         predicted = scores.argmax(1)
         head_right = logits.argmax(1) == right
         found.accuracy.append(_percent(predicted == right))
@@ -159,13 +169,14 @@ def measure(spec: Spec, parts: Assembly, task: Task, means: Tensor | None = None
     return found
 
 
-def _scores(net: Network, pixels: Pixels, indices: Tensor, means: Tensor | None) -> tuple[Tensor, Tensor]:
+def _scores(net: Network, pixels: Pixels, indices: Tensor, means: Tensor | None, ranks: Ranks) -> tuple[Tensor, Tensor]:
     """What decides the class, larger for the likelier ones, and the head's logits; (n, seen) each."""
-    batches = list(_in_batches(net, pixels, indices))
-    logits = torch.cat([logits for _, logits in batches])
+    batches, count = list(_in_batches(net, pixels, ranks.share(indices))), len(indices)
+    logits = ranks.gather(torch.cat([logits for _, logits in batches]), count)
     if means is None:
         return logits, logits
-    return torch.cat([-torch.cdist(F.normalize(embedding, dim=1), means) for embedding, _ in batches]), logits
+    nearness = torch.cat([-torch.cdist(F.normalize(embedding, dim=1), means) for embedding, _ in batches])
+    return ranks.gather(nearness, count), logits
 
 
 def _percent(correct: Tensor) -> float:
@@ -191,5 +202,5 @@ def measure_classifier(spec: Spec, parts: Assembly, task: Task, exemplars: Seque
         exemplars: indices, one tensor a class.
     """
     mirrored = spec.protocol.mirrored_means
-    means = class_means(parts.net, parts.train, exemplars, mirrored) if spec.classifier == "nme" else None
+    means = class_means(parts.net, parts.train, exemplars, mirrored, parts.ranks) if spec.classifier == "nme" else None
     return measure(spec, parts, task, means)

@@ -17,11 +17,12 @@ def memory_with(spec: Spec, parts: Assembly, memory: Memory, task: Task) -> Memo
     if protocol.herding == "reservoir":
         met = sum(len(stream.train(earlier)) for earlier in stream.tasks[: task.index])
         return memory.fill(stream.by_class(task), spec.memory, met, draws)
-    return memory.collect(
+    found = memory.collect(
         stream.by_class(task),
-        embed(parts.net, parts.train),
+        embed(parts.net, parts.train, parts.ranks),
         spec.exemplars(task.seen),
         protocol.herding,
         protocol.herd_again,
         draws,
     )
+    return parts.ranks.first(lambda: found)  # on a GPU others may round, and choose, apart

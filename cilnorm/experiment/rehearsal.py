@@ -15,19 +15,22 @@ from cilnorm.spec import Spec, SpecError
 from cilnorm.storage.run_folder import FolderError
 from cilnorm.training.epoch_plan import NoBatch, draw_pool, phase_sources, plan_epoch
 from cilnorm.training.held_out import held_per_class
+from cilnorm.training.ranks import ALONE, Ranks
 
 __all__ = ["assemble_checked", "check_batches", "check_place"]
 
 FEW = 1024  # rows that fit everywhere; up to there a batch may hold an image more than once
 
 
-def assemble_checked(spec: Spec, registry: Registry, device: torch.device, data_root: Path | None) -> Assembly:
-    """The parts of a run, every batch of which can be made.
+def assemble_checked(
+    spec: Spec, registry: Registry, device: torch.device, data_root: Path | None, ranks: Ranks = ALONE
+) -> Assembly:
+    """The parts of a run, every batch of which can be made, and shared by the processes of the run.
 
     Raises:
         SpecError, DatasetError: they can't be built, or no batch of theirs.
     """
-    parts = assemble(spec, registry, device, data_root)
+    parts = assemble(spec, registry, device, data_root, ranks)
     check_batches(spec, parts)
     return parts
 
@@ -78,6 +81,7 @@ def _check_phase(spec: Spec, parts: Assembly, task: Task, phase: Phase, images: 
     sources, composition = phase_sources(phase.rows, pool, (images[0], past), spec.rows, task, spec.protocol)
     plan = plan_epoch(sources, composition, spec.protocol, spec.seed, (task.index, 0), 0)
     for told in dict.fromkeys(plan.compositions) or (plan.composition,):
+        parts.ranks.refuse(told)
         parts.net.observe(told)
 
 

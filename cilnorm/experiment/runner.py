@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from cilnorm import registry as registries
-from cilnorm.batch import Composition, Task
+from cilnorm.batch import Task
 from cilnorm.experiment.assembly import Assembly, pick_device
-from cilnorm.experiment.evaluation import (
-    describe,
-    embed,
-    held_out_loss,
-    measure_classifier,
-    scored_images,
-)
+from cilnorm.experiment.evaluation import describe, embed, held_out_loss, measure_classifier, scored_images
 from cilnorm.experiment.exemplars import memory_with
 from cilnorm.experiment.failures import RunStopped, record_failure
+from cilnorm.experiment.feeding import Running, draw_phase_pool, feed_epoch, lay_out_epoch, seen_batches
 from cilnorm.experiment.precise import measure_anew
 from cilnorm.experiment.trials import RunContext, assemble_first, choose_by_trials, is_begun
 from cilnorm.method import Phase
@@ -36,16 +30,13 @@ from cilnorm.storage.event_log import EventLog, Watcher
 from cilnorm.storage.events import AccuracyMeasured, EpochEnded, RunBegan, RunEnded, StepTaken, TaskBegan, Warned
 from cilnorm.storage.figures import draw_figures
 from cilnorm.storage.interruptions import Interruptions
-from cilnorm.storage.lock import lock_folder
 from cilnorm.storage.run_folder import RunFolder, default_folder
-from cilnorm.training.batches import EpochBatches, draw_batches
 from cilnorm.training.engine import Engine
-from cilnorm.training.epoch_plan import EpochPlan, RowSource, draw_pool, phase_sources, plan_epoch
 from cilnorm.training.fast_engines import engine_class
-from cilnorm.training.held_out import hold_out
+from cilnorm.training.place import place
 from cilnorm.training.precision import Precision, choose_precision, matmul_precision
-from cilnorm.training.protocol import Protocol
-from cilnorm.training.randomness import generator, initial_weights
+from cilnorm.training.randomness import initial_weights
+from cilnorm.training.ranks import joined
 
 __all__ = ["Result", "RunStopped", "resume", "run"]
 
@@ -94,17 +85,19 @@ def run(
         Interrupted: a signal ended it; what was done is saved.
     """
     registry = registry or registries.load()
-    path = Path(out) if out else default_folder(spec)
-    context = RunContext(registry, pick_device(device), data_root, watch, Interruptions(checkpoint_every))
-    if not (go_on and is_begun(path, spec, registry)):
-        if not go_on:  # else another process may be about to begin it
-            RunFolder.check(path, overwrite, registry.logger_files)
-        parts = assemble_first(context, spec)
-        with lock_folder(path), context.stops:
-            if not (go_on and is_begun(path, spec, registry)):  # another process may have begun it meanwhile
-                folder = RunFolder.create(path, spec, overwrite, registry.logger_files)
-                return _whole(context, folder, spec, parts)
-    return _resume(context, path)
+    with _context(registry, device, data_root, watch, checkpoint_every) as context:
+        first = context.ranks.first
+        path = first(lambda: Path(out) if out else default_folder(spec))
+        if not (go_on and first(lambda: is_begun(path, spec, registry))):
+            if not go_on:  # else another process may be about to begin it
+                first(lambda: RunFolder.check(path, overwrite, registry.logger_files))
+            parts = assemble_first(context, spec)
+            with context.at_work(path):
+                # Another process may have begun it meanwhile.
+                if not (go_on and first(lambda: is_begun(path, spec, registry))):
+                    folder = context.create(path, spec, overwrite, registry.logger_files)
+                    return _whole(context, folder, spec, parts)
+        return _resume(context, path)
 
 
 def resume(
@@ -122,14 +115,26 @@ def resume(
         SpecError, DatasetError, FolderError, CheckpointError: it can't be continued.
     """
     registry = registry or registries.load()
-    RunFolder.require(Path(folder))  # nothing is made where no run is
-    context = RunContext(registry, pick_device(device), data_root, watch, Interruptions(checkpoint_every))
-    return _resume(context, Path(folder))
+    with _context(registry, device, data_root, watch, checkpoint_every) as context:
+        context.ranks.first(lambda: RunFolder.require(Path(folder)))  # nothing is made where no run is
+        return _resume(context, Path(folder))
+
+
+@contextmanager
+def _context(
+    registry: Registry, device: str, data_root: Path | None, watch: Sequence[Watcher], checkpoint_every: float | None
+) -> Iterator[RunContext]:
+    """What the run is done with, the processes that share it included; where they do, one alone is watched."""
+    here = place()
+    on = pick_device(device, here)
+    with joined(here, on) as ranks:
+        stops = Interruptions(checkpoint_every)
+        yield RunContext(registry, on, data_root, watch if ranks.leads else (), stops, ranks)
 
 
 def _resume(context: RunContext, path: Path) -> Result:
-    with lock_folder(path), context.stops:
-        folder = RunFolder(path)
+    with context.at_work(path):
+        folder = context.open(path)
         return _whole(context, folder, folder.read_spec(context.registry))
 
 
@@ -142,33 +147,28 @@ def _whole(context: RunContext, folder: RunFolder, spec: Spec, parts: Assembly |
 def _rest(context: RunContext, folder: RunFolder, spec: Spec, parts: Assembly) -> Result:
     """All that comes after the last checkpoint; the whole run where there is none."""
     folder.sizes = tuple(task.new for task in parts.tasks(spec))
-    state, warning = _checkpoints(spec, parts, folder).read(parts.net, parts.stream.tasks)
+    state, warning = _read_state(spec, parts, folder)
     folder.reopen(state.logged, state.matrix)
     tell = EventLog(folder, context.watch, state.seconds)
     if warning:
         tell(Warned(warning))
-    run = _Run(spec, parts, state, folder, tell, context.stops)
+    run = Running(spec, parts, state, folder, tell, context.stops)
     with closing(parts), matmul_precision(_precision(run)):
         return _learn(run, context.registry)
 
 
-@dataclass(frozen=True, eq=False)
-class _Run:
-    """What every part of a run needs; ``state`` alone changes."""
-
-    spec: Spec
-    parts: Assembly
-    state: RunState
-    folder: RunFolder
-    tell: EventLog
-    stops: Interruptions
+def _read_state(spec: Spec, parts: Assembly, folder: RunFolder) -> tuple[RunState, str]:
+    """Of the last checkpoint, in every process; one that is damaged is set aside by one of them before others look."""
+    saved, leads = _checkpoints(spec, parts, folder), parts.ranks.leads
+    return parts.ranks.in_turn(lambda: saved.read(parts.net, parts.stream.tasks, only_look=not leads))
 
 
-def _learn(run: _Run, registry: Registry) -> Result:
+def _learn(run: Running, registry: Registry) -> Result:
     """Task after task: grow, train phase after phase, measure anew, remember, choose exemplars, evaluate."""
     spec, parts, state, folder, tell = run.spec, run.parts, run.state, run.folder, run.tell
     with record_failure(spec, state, folder, tell, tasks=len(parts.tasks(spec))):
-        changed = folder.write_environment(registry, parts.device, parts.images, parts.order, parts.train.shape)
+        about = parts.images, parts.order, parts.train.shape, parts.ranks.size
+        changed = folder.write_environment(registry, parts.device, *about)
         if state.task < len(parts.tasks(spec)):  # who reads the summary of a finished run finds it finished
             folder.write_summary("running", state)
         at = parts.images.notice, state.steps, list(state.matrix)
@@ -184,9 +184,10 @@ def _learn(run: _Run, registry: Registry) -> Result:
                 state.phase, state.epoch, state.best, state.pool, state.optimizer = state.phase + 1, 0, None, None, None
             if spec.statistics.precise != "never":
                 measure_anew(spec, parts, state.memory, task)
-            state.past = parts.method.remember(parts.net, task, partial(_seen_batches, run, task))
+            state.past = parts.method.remember(parts.net, task, partial(seen_batches, run, task))
+            _agree(parts, state)
             state.memory = memory_with(spec, parts, state.memory, task)
-            describe_new = describe(parts.net, parts.train, parts.method.store)
+            describe_new = describe(parts.net, parts.train, parts.method.store, parts.ranks)
             state.stored = state.stored.after(state.memory.indices, describe_new)
             row = _evaluate(run, task)
             state.task, state.phase = task.index + 1, 0
@@ -195,58 +196,67 @@ def _learn(run: _Run, registry: Registry) -> Result:
             folder.write_summary("running", state)
             _save(run)
         title = f"{spec.method} x {spec.norm}, {spec.backbone}, {spec.dataset}, seed {spec.seed}"
-        draw_figures(folder.path / "figures", state.matrix, title, folder.sizes)
+        if parts.ranks.leads:
+            draw_figures(folder.path / "figures", state.matrix, title, folder.sizes)
         summary = folder.write_summary("finished", state, steps=state.steps, seconds=round(tell.seconds, 2))
     tell(RunEnded(summary))
     return Result(folder.path, state.matrix, summary)
 
 
-def _train(run: _Run, task: Task, phase: Phase) -> None:
+def _train(run: Running, task: Task, phase: Phase) -> None:
     """The epochs of a phase that are still to be done, a checkpoint after each."""
     spec, parts, state, net = run.spec, run.parts, run.state, run.parts.net
     schedule = phase.schedule_in(spec.schedule.in_task(task.index))
     if state.pool is None:  # the phase begins
-        state.pool = _pool(run, task, phase)
+        state.pool = draw_phase_pool(run, task, phase)
         if phase.fresh_head:
             with initial_weights(spec.seed, 1 + task.index, state.phase):
                 net.head.redraw()
     task = replace(task, images=tuple(map(len, (*state.memory.exemplars, *parts.stream.by_class(task)))))
     if spec.statistics.freeze == "after-first" and task.index:
         freeze_statistics(net, spec.statistics.freeze_affine)
-    made = engine_class(spec.engine, parts.device)
-    engine = made(net, parts.method, task, phase, schedule, state.past, spec.seed, _precision(run))
-    if state.optimizer is not None:
-        engine.load_optimizer(state.optimizer)
-    for epoch in range(state.epoch, schedule.epochs):
-        plan = _plan(run, task, phase, epoch)
-        engine.start_epoch(epoch, state.step, state.sums)
-        with run.stops.between_steps():
-            batches = _feed(run, plan, (task.index, state.phase, epoch))
-            for step, _ in enumerate(engine.epoch(batches, state.step), state.step + 1):
-                run.tell(StepTaken(step, plan.steps, epoch + 1, schedule.epochs))
-                if run.stops.due and step < plan.steps:
-                    engine.finish_epoch()  # raises rather than save a network that is lost
-                    state.step, state.sums = step, engine.sums
-                    _save(run, engine)
-            terms = engine.finish_epoch()
-            state.epoch, state.step, state.sums, state.steps = epoch + 1, 0, {}, state.steps + plan.steps
-            state.best = _best(run, task)
-            where = (task.index + 1, phase.name, epoch + 1, schedule.epochs)
-            run.tell(EpochEnded(*where, schedule.rate(epoch), plan.steps, terms))
-            _save(run, engine)
+    made = engine_class(spec.engine, parts.device, parts.ranks.size)
+    with parts.ranks.training(net):
+        engine = made(net, parts.method, task, phase, schedule, state.past, spec.seed, _precision(run), parts.ranks)
+        if state.optimizer is not None:
+            engine.load_optimizer(state.optimizer)
+        for epoch in range(state.epoch, schedule.epochs):
+            _train_epoch(run, task, phase, engine, epoch)
     if state.best is not None:
         net.load_state_dict(state.best[1])
 
 
-def _precision(run: _Run) -> Precision:
+def _train_epoch(run: Running, task: Task, phase: Phase, engine: Engine, epoch: int) -> None:
+    """One epoch, or what is left of it."""
+    state, ranks, schedule = run.state, run.parts.ranks, engine.schedule
+    plan = lay_out_epoch(run, task, phase, epoch)
+    engine.start_epoch(epoch, state.step, state.sums)
+    with run.stops.between_steps():
+        batches = feed_epoch(run, plan, (task.index, state.phase, epoch), ranks)
+        for step, _ in enumerate(engine.epoch(batches, state.step), state.step + 1):
+            run.tell(StepTaken(step, plan.steps, epoch + 1, schedule.epochs))
+            if step < plan.steps and ranks.most(run.stops.due):
+                engine.finish_epoch()  # raises rather than save a network that is lost
+                state.step, state.sums = step, engine.sums
+                _save(run, engine)
+        terms = engine.finish_epoch()
+        state.epoch, state.step, state.sums, state.steps = epoch + 1, 0, {}, state.steps + plan.steps
+        state.best = _best(run, task)
+        where = (task.index + 1, phase.name, epoch + 1, schedule.epochs)
+        run.tell(EpochEnded(*where, schedule.rate(epoch), plan.steps, terms))
+        _save(run, engine)
+
+
+def _precision(run: Running) -> Precision:
     return choose_precision(run.spec.precision, run.parts.device)
 
 
-def _save(run: _Run, engine: Engine | None = None) -> None:
+def _save(run: Running, engine: Engine | None = None) -> None:
     """Writes a checkpoint of all that was done and logged so far; then, if a signal asked for it, the run stops."""
     run.state.seconds, run.state.logged = run.tell.seconds, run.folder.logged()
-    _checkpoints(run.spec, run.parts, run.folder).write(run.state, run.parts.net, engine)
-    run.stops.saved()
+    saved, ranks = _checkpoints(run.spec, run.parts, run.folder), run.parts.ranks
+    ranks.first(lambda: saved.write(run.state, run.parts.net, engine))
+    run.stops.saved(ranks.most)
 
 
 def _checkpoints(spec: Spec, parts: Assembly, folder: RunFolder) -> Checkpoints:
@@ -254,62 +264,23 @@ def _checkpoints(spec: Spec, parts: Assembly, folder: RunFolder) -> Checkpoints:
     return Checkpoints.of(folder.checkpoints, spec, parts.images.digest)
 
 
-def _grow(run: _Run, task: Task) -> None:
+def _agree(parts: Assembly, state: RunState) -> None:
+    """What every process has made by itself, on its own device, is the same everywhere from here on."""
+    parts.ranks.agree(parts.net.state_dict())
+    if state.past is not None:
+        parts.ranks.agree({**state.past.net.state_dict(), **state.past.tensors})
+
+
+def _grow(run: Running, task: Task) -> None:
     """New outputs, drawn from the task's own stream; the method may look at the new classes' embeddings for them."""
     parts = run.parts
-    embedded = embed(parts.net, parts.train)
+    embedded = embed(parts.net, parts.train, parts.ranks)
     with initial_weights(run.spec.seed, 1 + task.index):
         parts.method.grow(parts.net, task, lambda: [embedded(images) for images in parts.stream.by_class(task)])
     parts.net.to(parts.device)
 
 
-def _pool(run: _Run, task: Task, phase: Phase) -> Tensor:
-    """The images that a phase's first rows are drawn from, as ``Phase.rows`` says."""
-    spec = run.spec
-    if phase.rows == "seen":
-        return torch.cat([run.parts.stream.train(seen) for seen in run.parts.stream.tasks[: task.index + 1]])
-    if phase.rows == "balanced":
-        return memory_with(spec, run.parts, run.state.memory, task).indices
-    stream = generator(spec.seed, "even", task.index, run.state.phase)
-    current, stored, held = _images(run, task, phase)
-    return held if phase.rows == "held-out" else draw_pool(phase.rows, current, stored, spec.protocol, stream)
-
-
-def _images(run: _Run, task: Task, phase: Phase) -> tuple[Tensor, Tensor, Tensor]:
-    """Images of the task and of the memory that the phase may use, and those that are held out of both."""
-    stream, memory = run.parts.stream, run.state.memory
-    if not phase.held_out:
-        return stream.train(task), memory.indices, torch.empty(0, dtype=torch.long)
-    drawn = generator(run.spec.seed, "held out", task.index)
-    return hold_out(stream.by_class(task), memory.exemplars, phase.held_out, drawn)
-
-
-def _plan(run: _Run, task: Task, phase: Phase, epoch: int) -> EpochPlan:
-    """The epoch's rows."""
-    spec, state = run.spec, run.state
-    assert state.pool is not None
-    current, stored, _ = _images(run, task, phase)
-    images = len(current), stored
-    sources, composition = phase_sources(phase.rows, state.pool, images, spec.rows, task, spec.protocol)
-    return plan_epoch(sources, composition, spec.protocol, spec.seed, (task.index, state.phase), epoch)
-
-
-def _feed(run: _Run, plan: EpochPlan, position: tuple[int, ...]) -> EpochBatches:
-    """The plan's batches; ``position`` names the epoch's stream of augmentation."""
-    stream = generator(run.spec.seed, "augmentation", *position)
-    return draw_batches(plan, run.parts.train, run.parts.stream.targets, stream, run.state.stored)
-
-
-def _seen_batches(run: _Run, task: Task) -> EpochBatches:
-    """One pass over all that the task was trained on, current and remembered, for methods that measure something."""
-    spec, state, rows = run.spec, run.state, sum(run.spec.rows)
-    pool = torch.cat([run.parts.stream.train(task), state.memory.indices])
-    composition, position = Composition.of_one_kind(rows, task.index), (task.index, state.phase)
-    plan = plan_epoch([RowSource(pool, rows, "seen")], composition, Protocol(), spec.seed, position, 0)
-    return _feed(run, plan, (*position, 0))
-
-
-def _evaluate(run: _Run, task: Task) -> AccuracyMeasured:
+def _evaluate(run: Running, task: Task) -> AccuracyMeasured:
     """Adds the task's row to the matrix, and to their own those of the head and of other views; tells them all."""
     state, net, exemplars = run.state, run.parts.net, run.state.memory.exemplars
     by_head, by_view = None, {}
@@ -329,13 +300,13 @@ def _evaluate(run: _Run, task: Task) -> AccuracyMeasured:
     return AccuracyMeasured(*told, seen=task.seen, **found.others)
 
 
-def _best(run: _Run, task: Task) -> tuple[float, dict[str, Tensor]] | None:
+def _best(run: Running, task: Task) -> tuple[float, dict[str, Tensor]] | None:
     """The best weights of the phase so far, by loss on the current task's held-out images alone; NaN is the worst."""
     parts, best = run.parts, run.state.best
     if run.spec.protocol.keep == "last":
         return None
     indices = scored_images(run.spec, parts.stream.validation(task))
-    loss = held_out_loss(parts.net, parts.train, indices, parts.stream.targets[indices].to(parts.device))
+    loss = held_out_loss(parts.net, parts.train, indices, parts.stream.targets[indices].to(parts.device), parts.ranks)
     loss = math.inf if math.isnan(loss) else loss
     if best is not None and best[0] <= loss:
         return best

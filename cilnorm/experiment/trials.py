@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,12 @@ from cilnorm.storage.checkpoint import RunState
 from cilnorm.storage.event_log import EventLog, Watcher
 from cilnorm.storage.events import TrialEnded
 from cilnorm.storage.interruptions import Interruptions
+from cilnorm.storage.lock import lock_folder
 from cilnorm.storage.own_files import survey
 from cilnorm.storage.run_folder import FolderError, RunFolder, default_folder
+from cilnorm.storage.unwritten import UnwrittenFolder
+from cilnorm.training.place import place
+from cilnorm.training.ranks import ALONE, Ranks, joined
 
 __all__ = ["RunContext", "assemble_first", "choose_by_trials", "is_begun", "rehearse"]
 
@@ -42,10 +47,30 @@ class RunContext:
     data_root: Path | None
     watch: Sequence[Watcher]
     stops: Interruptions
+    ranks: Ranks = ALONE
 
     def assemble(self, spec: Spec) -> Assembly:
         """The parts of a run of this spec; see ``cilnorm.experiment.rehearsal``."""
-        return assemble_checked(spec, self.registry, self.device, self.data_root)
+        where = self.registry, self.device, self.data_root, self.ranks
+        return self.ranks.in_turn(lambda: assemble_checked(spec, *where))
+
+    def create(self, path: Path, spec: Spec, overwrite: bool = False, also: Sequence[str] = ()) -> RunFolder:
+        """A new folder of a run, which one process alone writes; arguments and errors are those of ``RunFolder``."""
+        made: list[RunFolder] = []
+        self.ranks.first(lambda: made.append(RunFolder.create(path, spec, overwrite, also)))
+        return self.ranks.in_turn(lambda: made[0] if made else UnwrittenFolder(path))
+
+    def open(self, path: Path) -> RunFolder:
+        """A run's folder, which one process alone writes."""
+        return self.ranks.in_turn(lambda: RunFolder(path) if self.ranks.leads else UnwrittenFolder(path))
+
+    @contextmanager
+    def at_work(self, path: Path) -> Iterator[None]:
+        """Inside, signals wait for a checkpoint, and nobody else works in the folder."""
+        with ExitStack() as held:
+            self.ranks.first(lambda: held.enter_context(lock_folder(path)))
+            held.enter_context(self.stops)
+            yield
 
 
 def assemble_first(context: RunContext, spec: Spec) -> Assembly | None:
@@ -74,17 +99,18 @@ def choose_by_trials(
     Args:
         do: does what is left of a run with this context, in this folder, with these parts; returns its result.
     """
-    registry = context.registry
+    registry, first = context.registry, context.ranks.first
     names = open_options(spec, registry)
     if not names:
         return spec
 
     def score(trial: Spec) -> float:
         path = trial_folder(folder.path, trial, registry)
-        accuracy = finished_accuracy(path)
+        accuracy = first(lambda: finished_accuracy(path))
         if accuracy is None:
             parts = context.assemble(trial)
-            home = RunFolder(path) if RunFolder.holds_a_run(path) else RunFolder.create(path, trial)
+            begun = first(lambda: RunFolder.holds_a_run(path))
+            home = context.open(path) if begun else context.create(path, trial)
             accuracy = float(do(replace(context, watch=()), home, trial, parts).summary["A_f"])
         for watcher in context.watch:
             watcher(TrialEnded(dict(trial.norm_options), accuracy).as_dict())
@@ -97,7 +123,7 @@ def choose_by_trials(
         chosen, trials = choose_options(spec, registry, score)
         folder.write_tuning(trials)
         folder.write_spec(chosen)  # from here on the trials are not asked any more
-    for name in survey(folder.path).own:
+    for name in survey(folder.path).own if context.ranks.leads else ():
         if name.startswith("trials/") and name.split("/")[2] == "checkpoints":
             (folder.path / name).unlink(missing_ok=True)
     return chosen
@@ -135,9 +161,12 @@ def rehearse(
     """
     registry = registry or registries.load()
     path = Path(out) if out else default_folder(spec)
-    context = RunContext(registry, pick_device(device), data_root, (), Interruptions())
-    if not (go_on and is_begun(path, spec, registry)):
-        if not go_on:
-            RunFolder.check(path, overwrite)
-        check_place(path)
-    assemble_first(context, spec)
+    here = place()
+    on = pick_device(device, here)
+    with joined(here, on) as ranks:
+        context = RunContext(registry, on, data_root, (), Interruptions(), ranks)
+        if not (go_on and is_begun(path, spec, registry)):
+            if not go_on:
+                RunFolder.check(path, overwrite)
+            check_place(path)
+        assemble_first(context, spec)

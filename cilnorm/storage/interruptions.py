@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -77,13 +77,17 @@ class Interruptions:
         late = self._every is not None and time.monotonic() - self._last >= self._every
         return bool(self._asked) or late
 
-    def saved(self) -> None:
+    def saved(self, most: Callable[[int], int] = int) -> None:
         """To be called when a checkpoint was written.
+
+        Args:
+            most: the largest of a number that each process of a run has; a signal to one of them is one to all.
 
         Raises:
             Interrupted: a signal came.
         """
         self._last = time.monotonic()
+        self._asked = most(self._asked)
         self._raise()
 
     def _raise(self) -> None:

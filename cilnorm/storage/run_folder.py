@@ -206,6 +206,7 @@ class RunFolder:
         images: ImageSet,
         order: Sequence[int],
         size: Sequence[int],
+        processes: int = 1,
     ) -> list[str]:
         """Records what could make the same spec give other numbers elsewhere, and what the numbers are about.
 
@@ -214,6 +215,7 @@ class RunFolder:
         Args:
             order: the source's labels in the order of learning.
             size: channels, height and width of what the network is given.
+            processes: that share the run.
 
         Returns:
             What differs from the environment before, a line each.
@@ -224,11 +226,12 @@ class RunFolder:
             "std": images.std,
             "size": list(size),
         }
-        now = {**describe(registry, device), "dataset_sha256": images.digest}
+        now = {**describe(registry, device), "processes": processes, "dataset_sha256": images.digest}
         first, apart = read_environment(self.path), []
         if first:
             earlier = first.get("later", [])
-            apart = differences({**(earlier[-1] if earlier else first)}, now)
+            before = {"processes": 1, **(earlier[-1] if earlier else first)}  # runs of 0.1.0 were all of one
+            apart = differences(before, now)
             if not apart:
                 return []
             first["later"] = [*earlier, {"time": round(time.time(), 3), **now}]

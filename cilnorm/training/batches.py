@@ -12,6 +12,7 @@ from torch import Tensor
 from cilnorm.batch import Batch, Composition
 from cilnorm.training.epoch_plan import EpochPlan
 from cilnorm.training.pixels import Pixels, Views
+from cilnorm.training.ranks import ALONE, Ranks, SharedBatch
 from cilnorm.training.stored import Stored, StoredRows
 
 __all__ = ["EpochBatches", "draw_batches"]
@@ -31,6 +32,7 @@ class EpochBatches:
         stored: what a method stores beside the rows' images, if anything.
         staged: (rows, 3, H, W) uint8, if the images are streamed and this epoch is a copy for a captured step: the
             next step's images, which lie at one address so.
+        ranks: the processes that share the epoch; where there are several, batches are this one's rows.
     """
 
     pixels: Pixels
@@ -41,6 +43,7 @@ class EpochBatches:
     compositions: tuple[Composition, ...] = ()
     stored: StoredRows | None = None
     staged: Tensor | None = None
+    ranks: Ranks = ALONE
 
     @property
     def full(self) -> int:
@@ -56,7 +59,7 @@ class EpochBatches:
 
     def batches(self, first: int = 0) -> Iterator[Batch]:
         """The batches from step ``first`` on; streamed images are read while the batch before them is used."""
-        parts = [self.indices[step][: self._told(step).rows] for step in range(first, len(self))]
+        parts = [self._own(self.indices[step], self._told(step)) for step in range(first, len(self))]
         for step, images in enumerate(self.pixels.read(parts), first):
             yield self._batch(step, images)
 
@@ -69,7 +72,7 @@ class EpochBatches:
         """
         if self.staged is not None:
             return self._batch(step, self.staged)
-        return self._batch(step, self.pixels.images[_row(self.indices, step)[: self._told(step).rows]])
+        return self._batch(step, self.pixels.images[self._own(_row(self.indices, step), self._told(step))])
 
     def _batch(self, step: int | Tensor, images: Tensor) -> Batch:
         composition = self._told(step)
@@ -78,7 +81,19 @@ class EpochBatches:
             return _row(plan, step)[: composition.rows]
 
         stored = self.stored.of(rows) if self.stored else {}
-        return Batch(self.pixels.seen(images, self.views.each(rows)), rows(self.targets), composition, stored)
+        if self.ranks.alone:
+            return Batch(self.pixels.seen(images, self.views.each(rows)), rows(self.targets), composition, stored)
+        seen = self.pixels.seen(images, self.views.each(lambda plan: self._own(_row(plan, step), composition)))
+        nowhere = torch.empty(composition.rows, *seen.shape[1:], dtype=seen.dtype, device="meta")
+        whole = Batch(nowhere, rows(self.targets), composition, stored)
+        own = self._own(whole.targets, composition), self.ranks.composition(composition)
+        return SharedBatch(seen, *own, {name: self._own(rows, composition) for name, rows in stored.items()}, whole)
+
+    def _own(self, row: Tensor, composition: Composition) -> Tensor:
+        """What this process looks at of a line of the plan."""
+        if self.ranks.alone:
+            return row[: composition.rows]
+        return row[self.ranks.rows(composition).to(row.device)]
 
     def _told(self, step: int | Tensor) -> Composition:
         known = self.compositions and not isinstance(step, Tensor)
@@ -115,7 +130,12 @@ def _row(plan: Tensor, step: int | Tensor) -> Tensor:
 
 
 def draw_batches(
-    plan: EpochPlan, pixels: Pixels, targets: Tensor, generator: torch.Generator, stored: Stored | None = None
+    plan: EpochPlan,
+    pixels: Pixels,
+    targets: Tensor,
+    generator: torch.Generator,
+    stored: Stored | None = None,
+    ranks: Ranks = ALONE,
 ) -> EpochBatches:
     """Draws the views of a plan's rows and moves the epoch to where the pixels are.
 
@@ -124,10 +144,11 @@ def draw_batches(
     Args:
         targets: of every image of ``pixels``.
         stored: what a method stores beside some of them.
+        ranks: the processes that share the rows of each batch.
     """
     device = pixels.device
     views = pixels.draw(int(plan.draws.max()) + 1, generator)[plan.draws].to(device)
     indices = plan.indices if pixels.streamed else plan.indices.to(device)
     told = plan.composition, plan.compositions
     beside = stored.rows(plan.indices, device) if stored and stored.tensors else None
-    return EpochBatches(pixels, indices, targets[plan.indices].to(device), views, *told, beside)
+    return EpochBatches(pixels, indices, targets[plan.indices].to(device), views, *told, beside, ranks=ranks)

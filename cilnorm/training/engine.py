@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from cilnorm.batch import Batch, CompositionAware, Task
 from cilnorm.method import Method, Past, Phase, Schedule, Step
-from cilnorm.network import Network
+from cilnorm.network import Network, Output
 from cilnorm.rows_aware import RowsAware, Telling
 from cilnorm.running import frozen_parameters
 from cilnorm.telling import needs_rows, tell_batch
@@ -19,6 +19,7 @@ from cilnorm.training.batches import EpochBatches
 from cilnorm.training.epoch_plan import VaryingComposition, VaryingRows
 from cilnorm.training.precision import Precision, forward
 from cilnorm.training.randomness import stream_seed
+from cilnorm.training.ranks import ALONE, Ranks, SharedBatch
 
 __all__ = ["Engine", "NonFiniteLoss"]
 
@@ -37,6 +38,7 @@ class Engine:
     Args:
         seed: of the gradient noise, if the phase wants any.
         precision: of forward and backward pass; ``auto`` is what the device is set to.
+        ranks: the processes that share the rows of each batch.
     """
 
     def __init__(
@@ -49,8 +51,9 @@ class Engine:
         past: Past | None,
         seed: int = 0,
         precision: Precision = "auto",
+        ranks: Ranks = ALONE,
     ) -> None:
-        self.net, self.method, self.past, self.precision = net, method, past, precision
+        self.net, self.method, self.past, self.precision, self.ranks = net, method, past, precision, ranks
         self.task, self.phase, self.schedule = task, phase, schedule
         still = {id(parameter) for parameter in frozen_parameters(net)}
         self.parameters = [p for p in method.parameters(net, phase) if id(p) not in still]
@@ -140,11 +143,12 @@ class Engine:
                 old = forward(self.past.net, batch.images, self.precision)
         told = self._tell_rows(batch)
         out = forward(self.net, batch.images, self.precision)
-        terms = self.method.loss(Step(out, old, self.past, batch, self.task, self.phase, self.net))
+        terms = self.method.loss(self._seen_by_loss(out, old, batch))
         if told:
             terms = {**terms, **told.take_terms()}
         self.optimizer.zero_grad(set_to_none=True)
         torch.stack(list(terms.values())).sum().backward()
+        self.ranks.average(self.parameters)
         if self.schedule.clip:
             torch.nn.utils.clip_grad_norm_(self.parameters, self.schedule.clip)
         if self.schedule.clamp:
@@ -159,6 +163,14 @@ class Engine:
             if name not in self._sums:
                 self._sums[name] = torch.zeros_like(term.detach())
             self._sums[name].add_(term.detach())
+
+    def _seen_by_loss(self, out: Output, old: Output | None, batch: Batch) -> Step:
+        """The whole batch, whoever has its rows."""
+        if isinstance(batch, SharedBatch) and batch.whole is not None:
+            composition, batch = batch.whole.composition, batch.whole
+            out = self.ranks.outputs(out, composition)
+            old = None if old is None else self.ranks.outputs(old, composition)
+        return Step(out, old, self.past, batch, self.task, self.phase, self.net)
 
     def _tell_rows(self, batch: Batch) -> Telling | None:
         """Tells layers of the batch's rows: those that need it, or all, where nobody knows its composition.

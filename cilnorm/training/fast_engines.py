@@ -29,16 +29,21 @@ class CaptureRefused(RuntimeWarning):
     """A step could not be captured and is taken eagerly; the message says why."""
 
 
-def engine_class(name: EngineName, device: torch.device) -> type[Engine]:
+def engine_class(name: EngineName, device: torch.device, processes: int = 1) -> type[Engine]:
     """The engine of that name; ``auto`` replays a graph on a CUDA device and is eager elsewhere.
 
+    Args:
+        processes: that share the run. A graph is of one process so far: ``auto`` is eager where there are several.
+
     Raises:
-        ValueError: graphs are asked for where there is no CUDA device.
+        ValueError: graphs are asked for where there is no CUDA device, or are several processes.
     """
     if name == "graph" and device.type != "cuda":
         raise ValueError(f"engine graph needs a CUDA device, not {device}; take auto, eager or compile")
+    if name == "graph" and processes > 1:
+        raise ValueError(f"engine graph is for one process, {processes} share this run; take auto, eager or compile")
     if name == "auto":
-        name = "graph" if device.type == "cuda" else "eager"
+        name = "graph" if device.type == "cuda" and processes == 1 else "eager"
     return {"eager": Engine, "graph": CapturedEngine, "compile": CompiledEngine}[name]
 
 

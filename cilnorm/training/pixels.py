@@ -240,7 +240,7 @@ class Pixels:
         return map(self._clean, self.read(parts))
 
     def _clean(self, images: Tensor) -> Tensor:
-        pixels = images.float() / 255
+        pixels = images.to(self._mean.dtype) / 255
         if self._centre is not None:
             rows, columns = self._centre
             pixels = rows.unsqueeze(1) @ pixels @ columns.transpose(1, 2).unsqueeze(1)
@@ -254,7 +254,7 @@ class Pixels:
         """``augmented`` of images (n, 3, H, W) uint8 that were read before."""
         height, width = self.images.shape[2:]
         given = self.augmentation.given((height, width))
-        pixels = images.float() / 255
+        pixels = images.to(self._mean.dtype) / 255
         rows = resampling(views.top, views.height, height, self.augmentation.pad, given[0])
         columns = resampling(views.left, views.width, width, self.augmentation.pad, given[1])
         columns = torch.where(views.flip.view(-1, 1, 1), columns.flip(1), columns)

@@ -1,0 +1,155 @@
+"""A run of two or four processes equals that of one: losses, gradients, statistics, weights, exemplars, accuracies.
+
+The processes are started once and do all the runs, one after another.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, distributed
+
+from cilnorm.batch import Batch
+from cilnorm.experiment import runner
+from cilnorm.registry import Registry, load
+from cilnorm.spec import Settings, resolve
+from cilnorm.training.engine import Engine
+from tests import fake
+from tests.conftest import TINY
+
+pytestmark = pytest.mark.slow
+
+PRESET = {**TINY, "tasks": 2, "rows": [8, 4], "memory": 12, "schedule": {"epochs": 1, "lr": 0.05, "momentum": 0.9}}
+SMALL = {"dataset.classes": 4, "dataset.train": 12, "dataset.test": 5}
+NORMS = list(load().norms)
+WELL_SCALED = {"nbn": {"norm.floor": 1.0}}  # with its 1e-6 the gradient of β is rounding, a million times over
+
+
+@dataclass(frozen=True)
+class Case:
+    """A run, and the type of its numbers."""
+
+    name: str
+    asked: dict[str, Any] = field(default_factory=dict)
+    dtype: torch.dtype = torch.float64
+
+    def __str__(self) -> str:
+        return self.name
+
+
+CASES = [
+    *(Case(f"ft-{norm}", {"norm": norm, **WELL_SCALED.get(norm, {})}) for norm in NORMS),
+    Case("single", {"norm": "tbbn"}, torch.float32),
+    Case("exact", {"norm": "tbbn", "norm.splits": "exact"}),
+    Case("tasks of other sizes", {"norm": "tbbn", "norm.unit": "classes", "first_classes": 3}),
+]
+
+
+@dataclass
+class Found:
+    """What a run leaves: the terms of each epoch, the gradients of the first step of each phase, and its end."""
+
+    terms: list[dict[str, float]]
+    gradients: list[dict[str, Tensor]]
+    weights: dict[str, Tensor]
+    memory: list[list[int]]
+    matrix: list[list[float]]
+    summary: dict[str, Any]
+
+
+def learn(case: Case, folder: Path, registry: Registry) -> Found:
+    """Does the run of a case in this process, or its part of it."""
+    gradients: list[dict[str, Tensor]] = []
+
+    class Recorder(Engine):
+        seen = 0
+
+        def update(self, batch: Batch) -> None:
+            super().update(batch)
+            if not self.seen:
+                named = self.net.named_parameters()
+                gradients.append({name: each.grad.clone() for name, each in named if each.grad is not None})
+            self.seen += 1
+
+    spec = resolve("preset", registry, Settings({"preset": PRESET}, {}), **{**SMALL, **case.asked})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner, "draw_figures", lambda *_: None)  # takes longer than the run
+        patch.setattr(runner, "engine_class", lambda *_: Recorder)
+        torch.set_default_dtype(case.dtype)
+        try:
+            result = runner.run(spec, folder, device="cpu", registry=registry)
+        finally:
+            torch.set_default_dtype(torch.float32)
+    last = torch.load(folder / "checkpoints" / "last.pt", weights_only=True)
+    events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    terms = [event["terms"] for event in events if event["event"] == "epoch"]
+    memory = [kept.tolist() for kept in last["memory"]]
+    summary = {name: value for name, value in result.summary.items() if name != "seconds"}
+    return Found(terms, gradients, last["net"], memory, result.matrix, summary)
+
+
+def enter(rank: int, size: int, store: Path) -> Registry:
+    """Makes this process one of several, as ``torchrun`` would."""
+    torch.set_num_threads(1)
+    names = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size, "MASTER_PORT": 1}
+    os.environ.update({"MASTER_ADDR": "127.0.0.1", **{name: str(value) for name, value in names.items()}})
+    joined = distributed.FileStore(str(store), size)
+    distributed.init_process_group("gloo", store=joined, rank=rank, world_size=size)
+    return load(extra=[fake])
+
+
+def work(rank: int, folder: Path, cases: list[Case], size: int) -> None:
+    registry = enter(rank, size, folder / "store")
+    found = [learn(case, folder / f"run {number}", registry) for number, case in enumerate(cases)]
+    torch.save([vars(each) for each in found], folder / f"{rank}.pt")
+
+
+@functools.cache
+def alone(number: int) -> dict[str, Any]:
+    """What one process finds."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        return vars(learn(CASES[number], Path(folder) / "run", load(extra=[fake])))
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory) -> list[list[dict[str, Any]]]:
+    """What each of two processes finds, case by case."""
+    folder = tmp_path_factory.mktemp("ranks")
+    torch.multiprocessing.spawn(work, (folder, CASES, 2), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+@pytest.mark.parametrize("number", range(len(CASES)), ids=map(str, CASES))
+def test_two_processes_equal_one(together: list[list[dict[str, Any]]], number: int) -> None:
+    tolerance = 1e-10 if CASES[number].dtype == torch.float64 else 1e-5
+    close = {"rtol": tolerance, "atol": tolerance}
+    expected = alone(number)
+    assert expected["gradients"]
+    for found in (ranks[number] for ranks in together):
+        for name in ("terms", "gradients", "weights"):
+            compare(name, found[name], expected[name], close)
+        assert found["memory"] == expected["memory"]
+        assert found["matrix"] == expected["matrix"]
+
+
+def compare(name: str, found: Any, expected: Any, close: dict[str, float]) -> None:
+    """Raises AssertionError, with the name of what differs."""
+    if isinstance(expected, dict):
+        assert found.keys() == expected.keys()
+        for key, value in expected.items():
+            compare(f"{name}.{key}", found[key], value, close)
+    elif isinstance(expected, list):
+        assert len(found) == len(expected)
+        for at, value in enumerate(expected):
+            compare(f"{name}.{at}", found[at], value, close)
+    else:
+        torch.testing.assert_close(found, expected, **close, msg=lambda text: f"{name}: {text}")
