@@ -134,7 +134,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "no YAML": ("presets: [", "theirs.yaml: no YAML that can be read"),
     "a bomb": ("b0: &b0 [1, 1]\n" + DOUBLINGS, "its aliases make too much of it"),
     "brackets": ("presets: " + "[" * 300, "more than 200 brackets open"),
-    "too long": ("presets: {}\n#" + "x" * (1 << 17), "longer than 128 KiB"),
+    "too long": ("presets: {}\n#" + "x" * (1 << 18), "longer than 256 KiB"),
     "an object": ("presets: !!python/object/apply:os.getcwd []", "could not determine a constructor"),
 }
 
