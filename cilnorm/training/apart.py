@@ -50,5 +50,5 @@ def in_short(error: Exception) -> tuple[bool, str, int]:
 
 def told_elsewhere(short: tuple[bool, str, int]) -> ToldElsewhere:
     """What a process raises of another one's error."""
-    about_spec, *what = short
-    return SpecRefusedElsewhere(*what) if about_spec else ToldElsewhere(*what)
+    about_spec, text, status = short
+    return SpecRefusedElsewhere(text, status) if about_spec else ToldElsewhere(text, status)
