@@ -89,7 +89,7 @@ def test_every_public_module_is_in_the_reference(reference: dict[str, str]) -> N
     assert set(importlib.import_module("reference_pages").PUBLIC) == PUBLIC
     for name in PUBLIC:
         assert f".. automodule:: cilnorm.{name}\n   :members:\n" in reference[f"modules/{name}.rst"]
-    for hook in ("norms", "methods", "backbones", "datasets", "loggers"):
+    for hook in ("norms", "methods", "backbones", "datasets", "loggers", "settings"):
         assert f".. autofunction:: cilnorm.hookspecs.cilnorm_{hook}\n" in reference["modules/hookspecs.rst"]
 
 
