@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import configparser
 import importlib
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +89,7 @@ def test_every_public_module_is_in_the_reference(reference: dict[str, str]) -> N
     assert set(importlib.import_module("reference_pages").PUBLIC) == PUBLIC
     for name in PUBLIC:
         assert f".. automodule:: cilnorm.{name}\n   :members:\n" in reference[f"modules/{name}.rst"]
-    for hook in ("norms", "methods", "backbones", "datasets", "loggers"):
+    for hook in ("norms", "methods", "backbones", "datasets", "loggers", "settings"):
         assert f".. autofunction:: cilnorm.hookspecs.cilnorm_{hook}\n" in reference["modules/hookspecs.rst"]
 
 
@@ -112,7 +114,9 @@ def test_every_command_and_option_is_in_the_reference(reference: dict[str, str])
 def test_every_option_of_every_record_is_in_the_reference(reference: dict[str, str]) -> None:
     for shelf in load().shelves:
         sections = re.split(r"^## ", reference[f"options/{shelf.kind}s.md"], flags=re.M)
-        for record in shelf.values():
+        ours = [record for name, record in shelf.items() if shelf.sources[name].startswith("cilnorm ")]
+        assert ours
+        for record in ours:
             [section] = [section for section in sections if section.startswith(f"`{record.name}`\n")]
             for option in options_of(shelf.kind, record.build):
                 assert f"\n| `{option}` |" in section, f"{record.name} {option}"
@@ -178,6 +182,13 @@ def test_a_tutorial_has_something_to_do_and_says_what_comes_next(page: Path) -> 
 def test_the_code_of_a_tutorial_runs(page: Path) -> None:
     for block in pages.blocks(page, "python"):
         exec(compile(block.text, named(page), "exec"), {})
+
+
+def test_the_needs_of_the_site_are_the_same_everywhere() -> None:
+    extra = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["docs"]
+    tox = configparser.ConfigParser(interpolation=None)
+    tox.read(ROOT / "tox.ini")
+    assert tox["testenv:docs"]["deps"].split() == extra
 
 
 def test_what_is_made_is_not_kept() -> None:
