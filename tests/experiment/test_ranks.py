@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import functools
 import json
+import multiprocessing
 import os
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,14 @@ from torch import Tensor, distributed
 
 from cilnorm.batch import Batch
 from cilnorm.experiment import runner
+from cilnorm.experiment.assembly import assemble
+from cilnorm.hookspecs import Norm
 from cilnorm.registry import Registry, load
-from cilnorm.spec import Settings, resolve
+from cilnorm.spec import Settings, SpecError, resolve
+from cilnorm.testing import toys
 from cilnorm.training.engine import Engine
+from cilnorm.training.place import Place
+from cilnorm.training.ranks import Ranks
 from tests import fake
 from tests.conftest import TINY
 
@@ -29,6 +36,11 @@ pytestmark = pytest.mark.slow
 PRESET = {**TINY, "tasks": 2, "rows": [8, 4], "memory": 12, "schedule": {"epochs": 1, "lr": 0.05, "momentum": 0.9}}
 SMALL = {"dataset.classes": 4, "dataset.train": 12, "dataset.test": 5}
 NORMS = list(load().norms)
+METHODS = (
+    "eeil", "lucir", "podnet", "ssil", "afc", "wa", "er-ace", "der", "foster", "joint", "icarl", "der++", "bic",
+    "two-phases",
+)  # fmt: skip
+OTHERWISE = ("eeil", "lucir", "ssil", "afc", "der", "bic")  # whose released code takes other steps
 WELL_SCALED = {"nbn": {"norm.floor": 1.0}}  # with its 1e-6 the gradient of β is rounding, a million times over
 
 
@@ -49,6 +61,17 @@ CASES = [
     Case("single", {"norm": "tbbn"}, torch.float32),
     Case("exact", {"norm": "tbbn", "norm.splits": "exact"}),
     Case("tasks of other sizes", {"norm": "tbbn", "norm.unit": "classes", "first_classes": 3}),
+    *(Case(f"{method}-tbbn", {"method": method, "norm": "tbbn"}) for method in METHODS),
+    *(Case(f"{method}-released", {"method": method, "protocol": "released"}) for method in OTHERWISE),
+    Case("lucir-single", {"method": "lucir", "norm": "tbbn"}, torch.float32),
+    Case("three tasks", {"method": "lucir", "norm": "tbbn", "dataset.classes": 6, "tasks": 3}),
+    Case("no memory", {"method": "lucir", "memory": 0}),
+    Case("nme", {"method": "icarl", "classifier": "nme", "protocol.herding": "icarl"}),
+    Case("best", {"protocol.validation": 0.25, "protocol.keep": "best"}),
+    Case("frozen", {"statistics.freeze": "after-first"}),
+    Case("precise", {"statistics.precise": "class-balanced"}),
+    Case("clipped", {"schedule.clip": 0.1}),
+    Case("streamed", {"residence": "stream"}),
 ]
 
 
@@ -95,13 +118,14 @@ def learn(case: Case, folder: Path, registry: Registry) -> Found:
     return Found(terms, gradients, last["net"], memory, result.matrix, summary)
 
 
-def enter(rank: int, size: int, store: Path) -> Registry:
+def enter(rank: int, size: int, store: Path, timeout: float = 300.0) -> Registry:
     """Makes this process one of several, as ``torchrun`` would."""
     torch.set_num_threads(1)
     names = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size, "MASTER_PORT": 1}
     os.environ.update({"MASTER_ADDR": "127.0.0.1", **{name: str(value) for name, value in names.items()}})
-    joined = distributed.FileStore(str(store), size)
-    distributed.init_process_group("gloo", store=joined, rank=rank, world_size=size)
+    meeting = distributed.FileStore(str(store), size)
+    patience = timedelta(seconds=timeout)
+    distributed.init_process_group("gloo", store=meeting, rank=rank, world_size=size, timeout=patience)
     return load(extra=[fake])
 
 
@@ -109,6 +133,12 @@ def work(rank: int, folder: Path, cases: list[Case], size: int) -> None:
     registry = enter(rank, size, folder / "store")
     found = [learn(case, folder / f"run {number}", registry) for number, case in enumerate(cases)]
     torch.save([vars(each) for each in found], folder / f"{rank}.pt")
+
+
+def start(folder: Path, cases: list[Case], size: int) -> None:
+    """Does the cases in so many processes, which are forked off one that has imported all this already."""
+    multiprocessing.set_forkserver_preload([__name__])
+    torch.multiprocessing.start_processes(work, (folder, cases, size), nprocs=size, start_method="forkserver")
 
 
 @functools.cache
@@ -124,7 +154,7 @@ def alone(number: int) -> dict[str, Any]:
 def together(tmp_path_factory: pytest.TempPathFactory) -> list[list[dict[str, Any]]]:
     """What each of two processes finds, case by case."""
     folder = tmp_path_factory.mktemp("ranks")
-    torch.multiprocessing.spawn(work, (folder, CASES, 2), nprocs=2)
+    start(folder, CASES, 2)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
@@ -153,3 +183,32 @@ def compare(name: str, found: Any, expected: Any, close: dict[str, float]) -> No
             compare(f"{name}.{at}", found[at], value, close)
     else:
         torch.testing.assert_close(found, expected, **close, msg=lambda text: f"{name}: {text}")
+
+
+FOUR = [case for case in CASES if case.name == "lucir-tbbn"]
+
+
+def test_four_processes_equal_one(tmp_path: Path) -> None:
+    start(tmp_path, FOUR, 4)
+    for at, case in enumerate(FOUR):
+        expected = alone(CASES.index(case))
+        for rank in range(4):
+            found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)[at]
+            for name in ("terms", "gradients", "weights"):
+                compare(name, found[name], expected[name], {"rtol": 1e-10, "atol": 1e-10})
+            assert found["memory"] == expected["memory"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "text"),
+    [
+        ({"rows": [8, 3]}, "rows 8:3: 2 processes can't share 8 current and 3 past rows equally; 1 can"),
+        ({"protocol.batches": "shuffled"}, "shuffled makes batches of ever other numbers of rows"),
+        ({"norm": "of-torch"}, "BatchNorm2d has no synchronise.group."),
+    ],
+)
+def test_what_processes_can_not_share_is_refused_before_training(asked: dict[str, Any], text: str) -> None:
+    registry = toys.registry_with("norm", Norm("of-torch", torch.nn.BatchNorm2d))
+    spec = toys.toy_spec(registry, backbone="resnet8", **{"rows": [8, 4], **asked})
+    with pytest.raises(SpecError, match=text):
+        assemble(spec, registry, torch.device("cpu"), None, Ranks(Place(0, 2, 0, 2)))
