@@ -262,7 +262,7 @@ def _watched(go: Callable[[Any], Result], loggers: list[str] | None, registry: R
     from cilnorm.cli.progress import Display
     from cilnorm.experiment.loggers import Loggers
 
-    with Loggers(loggers or [], registry) as logging, Display() as display:
+    with Loggers(loggers or [], registry) as logging, Display(registry=registry) as display:
         result = go([display, logging])
     print(f"{result.folder}  (figures/: accuracy and matrix, as .png and .pdf)")
 

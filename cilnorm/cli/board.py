@@ -33,7 +33,7 @@ class Board:
         self.console = console or Console(highlight=False)
         self._jobs, self._todo = jobs, list(todo)
         self._parts = dict.fromkeys(todo, 0.0)
-        self._before = {job: progress(job.folder) for job in todo}
+        self._before = {job: progress(job.folder, job.spec) for job in todo}
         self._running: set[Job] = set()
         self._busy: set[Job] = set()
         self._began, self._looked = time.monotonic(), 0.0
@@ -78,7 +78,7 @@ class Board:
             return
         self._looked = now
         for at_work in self._running:
-            self._parts[at_work] = progress(at_work.folder)
+            self._parts[at_work] = progress(at_work.folder, at_work.spec)
         if self._live is not None:
             self._live.update(self._table())
         elif what != "running":

@@ -10,22 +10,29 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from cilnorm.cli.remaining import Remaining
 from cilnorm.metrics import as_matrix, average_per_task
+from cilnorm.registry import Registry
 from cilnorm.text import half_up
 
 __all__ = ["Display"]
 
-UNITS = 1000  # of the bar, a task
+UNITS = 1000  # of the bar
 QUIET = 10.0  # seconds between plain lines within a task
 
 
 class Display:
-    """Watches a run's events; use as a context manager."""
+    """Watches a run's events; use as a context manager.
 
-    def __init__(self, console: Console | None = None) -> None:
+    Args:
+        registry: knows the run's method, for a better estimate of the time that is left.
+    """
+
+    def __init__(self, console: Console | None = None, registry: Registry | None = None) -> None:
         self.console = console or Console(highlight=False)
+        self._remaining = Remaining(registry)
         self._tasks, self._task, self._seen = 0, 0, 0
         self._terms, self._accuracy = "", ""
         self._sizes: Sequence[int] = ()
@@ -40,11 +47,10 @@ class Display:
         if self.console.is_terminal:
             columns = (
                 TextColumn("[bold]task {task.fields[at]}[/]"), BarColumn(), TextColumn("{task.fields[epoch]}"),
-                TextColumn("[cyan]{task.fields[terms]}[/]"), TimeElapsedColumn(), TextColumn("left"),
-                TimeRemainingColumn(),
+                TextColumn("[cyan]{task.fields[terms]}[/]"), TimeElapsedColumn(), TextColumn("{task.fields[left]}"),
             )  # fmt: skip
             self._bar = Progress(*columns, console=self.console, transient=True)
-            self._handle = self._bar.add_task("run", total=None, at="-", epoch="loading the images", terms="")
+            self._handle = self._bar.add_task("run", total=None, at="-", epoch="loading the images", terms="", left="")
             with self._outliving_the_reader():
                 self._bar.start()
         return self
@@ -66,6 +72,7 @@ class Display:
 
     def __call__(self, event: dict[str, Any]) -> None:
         handler = getattr(self, f"_on_{event['event']}", None)
+        self._remaining(event)
         if handler is not None and not self._gone:
             with self._outliving_the_reader():
                 handler(event)
@@ -115,11 +122,11 @@ class Display:
     def _on_step(self, event: dict[str, Any]) -> None:
         if self._bar is None:
             return
-        within = (event["epoch"] - 1 + event["step"] / event["of"]) / event["epochs"]
         self._bar.update(
             self._handle,
-            total=UNITS * self._tasks,
-            completed=UNITS * (self._task - 1 + within),
+            total=UNITS,
+            completed=UNITS * self._remaining.part,
+            left=_in_words(self._remaining.seconds),
             at=f"{self._task}/{self._tasks}",
             epoch=f"epoch {event['epoch']}/{event['epochs']} step {event['step']}/{event['of']}",
             terms=self._terms + self._accuracy,
@@ -128,14 +135,10 @@ class Display:
     def _on_epoch(self, event: dict[str, Any]) -> None:
         self._terms = escape(" ".join(f"{name} {value:.3f}" for name, value in event["terms"].items()))
         if self._bar is None and time.monotonic() - self._printed > QUIET:
-            left = self._left(event)
             where = f"task {self._task}/{self._tasks} {escape(event['phase'])} epoch {event['epoch']}/{event['of']}"
-            self._print(f"  {where}: {self._terms}; {event['seconds']:.0f} s, about {left:.0f} s left")
+            left = _in_words(self._remaining.seconds)
+            self._print(f"  {where}: {self._terms}; {event['seconds']:.0f} s{left and ', '}{left}")
             self._parted = True
-
-    def _left(self, event: dict[str, Any]) -> float:
-        done = (self._task - 1 + event["epoch"] / event["of"]) / self._tasks
-        return float(event["seconds"] * (1 / done - 1))
 
     def _on_accuracy(self, event: dict[str, Any]) -> None:
         row = event["accuracy"]
@@ -151,6 +154,15 @@ class Display:
             self._print(f"{_figures(event['by_head'])}  (by the head; above: by the nearest mean of exemplars, NME)")
         for view, metrics in event.get("by_view", {}).items():
             self._print(f"{_figures(metrics)}  (by the {view})")
+
+
+def _in_words(seconds: float | None) -> str:
+    """``about 80 s left``; empty where it is not known."""
+    if seconds is None:
+        return ""
+    if seconds < 600:
+        return f"about {seconds:.0f} s left"
+    return f"about {seconds / 60:.0f} min left" if seconds < 36_000 else f"about {seconds / 3600:.0f} h left"
 
 
 def _figures(metrics: dict[str, Any]) -> str:

@@ -21,6 +21,7 @@ from cilnorm.spec import Spec, read_spec, to_yaml
 from cilnorm.storage.interruptions import STOPPING
 from cilnorm.storage.lock import BUSY, busy
 from cilnorm.storage.run_folder import MARK, FolderError
+from cilnorm.sweep.expected_work import ExpectedWork
 
 __all__ = ["Job", "JobState", "progress", "still_to_do"]
 
@@ -135,17 +136,23 @@ def still_to_do(jobs: Sequence[Job], retry_failed: bool) -> list[Job]:
     return [job for job in jobs if job.state not in done]
 
 
-def progress(folder: Path) -> float:
-    """The part of a run that its log says is done, in [0, 1]; phases of one task count as one."""
-    tasks, done = 1, 0.0
+def progress(folder: Path, spec: Spec | None = None) -> float:
+    """The part of a run that its log says is done, in [0, 1]; phases of one task count as one.
+
+    Args:
+        spec: the run's, by which tasks weigh as many steps as they take; without it all weigh the same.
+    """
+    sizes, done = [1], 0.0
     for event in _last_events(folder / "events.jsonl"):
         if event["event"] == "epoch":
             done = event["task"] - 1 + event["epoch"] / event["of"]
         elif event["event"] == "accuracy":
             done = event["task"]
         elif event["event"] == "run":
-            tasks = event["tasks"]
-    return min(done / tasks, 1.0)
+            sizes = event.get("sizes") or [1] * event["tasks"]
+    weights = ExpectedWork(sizes, spec).weights()
+    whole, part = divmod(min(done, len(weights)), 1)
+    return sum(weights[: int(whole)]) + (part * weights[int(whole)] if part else 0.0)
 
 
 def _last_events(path: Path) -> Sequence[dict[str, Any]]:

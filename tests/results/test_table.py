@@ -194,6 +194,15 @@ def test_progress_reads_the_end_of_a_log(tmp_path: Path) -> None:
     assert progress(tmp_path) == pytest.approx(1.5 / 4)
 
 
+def test_a_long_first_task_weighs_as_much_as_it_takes(tiny: Callable[..., Spec], tmp_path: Path) -> None:
+    spec = tiny(tasks=3, epochs=2, first_task=3.0)
+    events = [{"event": "run", "tasks": 3, "sizes": [2, 2, 2]}, {"event": "accuracy", "task": 1}]
+    (tmp_path / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    first, later = 6 * 48 / 16, 2 * 48 / 12  # epochs of batches of 16 rows; later ones have 12 current rows
+    assert progress(tmp_path, spec) == pytest.approx(first / (first + 2 * later))
+    assert progress(tmp_path) == pytest.approx(1 / 3)
+
+
 def test_ctrl_c_stops_the_workers(job: Job, registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that heeds it, one that does not."""
     job.prepare(registry)
