@@ -2,7 +2,7 @@
 The stream that the examples share
 ==================================
 
-Three tasks of four numbers at 16 pixels, a small network, a replay buffer, and a plain loop: seconds on one core.
+Three tasks of four textures at 16 pixels, a small network, a replay buffer, and a plain loop: seconds on one core.
 ``examples/replay_loop.py`` is the same with a teacher, to begin a project of one's own with.
 """
 
@@ -18,13 +18,15 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73")  # apart for any colour vision
 
 
 def load() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Images (N, 3, 16, 16) and labels (N,) for training, then for tests."""
-    data = cilnorm.registry.load().datasets["numerals"].build(train_per_class=80, test_per_class=25)
-    found = []
+    """Images (N, 3, 16, 16) and labels (N,), numbered in the order of learning, for training, then for tests."""
+    data = cilnorm.registry.load().datasets["textures"].build(train_per_class=80, test_per_class=25)
+    classes = torch.randperm(100, generator=torch.Generator().manual_seed(0))[: TASKS * NEW]
+    mean, std = (torch.tensor(each)[:, None, None] for each in (data.mean, data.std))
+    found: list[Tensor] = []
     for images, labels in ((data.train_images, data.train_labels), (data.test_images, data.test_labels)):
-        kept = labels < TASKS * NEW
-        found += [avg_pool2d((images[kept].float() - 78.6) / 51, 2), labels[kept]]
-    return tuple(found)
+        rows, places = (labels[:, None] == classes).nonzero(as_tuple=True)
+        found += [avg_pool2d((images[rows] / 255 - mean) / std, 2), places]
+    return found[0], found[1], found[2], found[3]
 
 
 train_images, train_labels, test_images, test_labels = load()
