@@ -180,7 +180,7 @@ class Tuning:
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         storage = JournalStorage(JournalFileBackend(str(self.folder / STUDY)))
-        direction = "minimize" if self.metric in SMALLER else "maximize"
+        direction: Any = "minimize" if self.metric in SMALLER else "maximize"
         return optuna.create_study(storage=storage, study_name="cilnorm", direction=direction, load_if_exists=True)
 
     def _next(self, study: Any) -> dict[int, dict[str, Any]]:
