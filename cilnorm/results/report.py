@@ -10,15 +10,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from cilnorm.metrics import METRICS, as_matrix, average_per_task, forgetting_per_task, mean_text
 from cilnorm.results import charts
+from cilnorm.results.probe_section import (
+    ABOUT,
+    DISTANCES,
+    NAMES,
+    accuracies,
+    layer_distances,
+    read_probe,
+    recovery_table,
+)
 from cilnorm.results.reading import NO_SETTING, RunResult, by_label, differing, flat
 from cilnorm.storage.figures import PERCENT, bars_figure, curves_figure, matrix_figure, save
 
 __all__ = ["confused", "draw", "report"]
 
+LONGEST = 400  # characters of a value; a list of a thousand classes is longer
 Groups = Mapping[str, Sequence[RunResult]]
 Chart = dict[str, Any]
 
@@ -96,6 +105,8 @@ def draw(results: Sequence[RunResult], folder: Path) -> list[Path]:
 def _about(results: Sequence[RunResult]) -> str:
     data = sorted({str(result.spec.get("dataset")) for result in results})
     finished = sum(result.summary.get("state") == "finished" for result in results)
+    if len(results) == 1:
+        return f"A run on {data[0]}, {'finished' if finished else 'not finished'}."
     return f"{len(results)} runs on {', '.join(data)}, {finished} of them finished."
 
 
@@ -125,6 +136,7 @@ def _sections(groups: Groups, results: Sequence[RunResult]) -> list[dict[str, An
                  "task; the first seed of each.", [_confusion(members[0]) for members in kept.values() if members]),
         _section("Loss terms", "Mean over each epoch, in the order of training; a rule where a task begins.",
                  [_terms(run) for run in results if run.epochs]),
+        _probes(results),
         _section("Speed", "Steps a second while training, mean over the epochs of a task.", _speed(groups),
                  list(groups)),
     ]  # fmt: skip
@@ -217,6 +229,20 @@ def _speed(groups: Groups) -> list[Chart]:
     return [_chart("Training speed", charts.lines(curves, "task", "steps a second"))] if any(curves.values()) else []
 
 
+def _probes(results: Sequence[RunResult]) -> dict[str, Any]:
+    found = [(run.name, probe) for run in results if (probe := read_probe(run))]
+    drawn = []
+    for name, probe in found:
+        before = accuracies(probe)
+        drawn.append(_chart(f"Accuracy, {name}", charts.bars(before, NAMES, "", "accuracy (%)"), list(before)))
+        for measure, (title, label) in DISTANCES.items():
+            curves = layer_distances(probe, measure)
+            if curves:
+                drawn_lines = charts.lines({kind: [curve] for kind, curve in curves.items()}, "norm layer", label)
+                drawn.append(_chart(f"{title}, {name}", drawn_lines, list(curves)))
+    return {**_section("Probe of the norm layers", ABOUT, drawn), "table": recovery_table(found) if found else None}
+
+
 def _run_table(results: Sequence[RunResult]) -> dict[str, Any]:
     columns = ["run", "seed", *METRICS, "steps", "seconds", "steps/s", "state"]
     rows = []
@@ -246,17 +272,32 @@ def _difference_table(groups: Groups) -> dict[str, Any] | None:
 
 
 def _plain(value: Any) -> str:
-    return "–" if value is None else json.dumps(value) if isinstance(value, (list, dict)) else str(value)
+    return "–" if value is None else json.dumps(value) if isinstance(value, (list, dict, bool)) else str(value)
 
 
 def _text(value: Any, digits: int = 2) -> str:
     return f"{value:.{digits}f}" if isinstance(value, (int, float)) else "–"
 
 
-def _details(result: RunResult) -> dict[str, str]:
+def _details(result: RunResult) -> dict[str, Any]:
+    blocks = _blocks("run", result.spec)
     return {
         "name": result.name,
         "folder": str(result.folder),
-        "spec": yaml.safe_dump(result.spec, sort_keys=False),
-        "environment": json.dumps(result.environment, indent=2),
+        "blocks": blocks + _blocks("environment", result.environment),
     }
+
+
+def _blocks(title: str, values: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What stands at the top, then each mapping in it: (name, value) rows."""
+    top = {key: value for key, value in values.items() if not isinstance(value, dict)}
+    inner = {key: value for key, value in values.items() if isinstance(value, dict) and value}
+    named = {title: top, **{key.replace("_", " "): flat(value) for key, value in inner.items()}}
+    return [
+        {"title": name, "rows": [(key, _shortened(_plain(value))) for key, value in rows.items()]}
+        for name, rows in named.items() if rows
+    ]  # fmt: skip
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]} …"

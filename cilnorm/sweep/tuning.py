@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from cilnorm.files import read_text, write_atomically
 from cilnorm.registry import Registry
@@ -180,7 +180,7 @@ class Tuning:
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         storage = JournalStorage(JournalFileBackend(str(self.folder / STUDY)))
-        direction: Literal["minimize", "maximize"] = "minimize" if self.metric in SMALLER else "maximize"
+        direction: Any = "minimize" if self.metric in SMALLER else "maximize"
         return optuna.create_study(storage=storage, study_name="cilnorm", direction=direction, load_if_exists=True)
 
     def _next(self, study: Any) -> dict[int, dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import xml.etree.ElementTree as ET
@@ -17,6 +18,7 @@ from cilnorm.cli.app import app
 from cilnorm.experiment.runner import Result, run
 from cilnorm.registry import Registry
 from cilnorm.results import charts
+from cilnorm.results.probe_section import recovery_table
 from cilnorm.results.reading import by_label, differing, read_result
 from cilnorm.results.report import confused, draw, report
 from cilnorm.storage.run_folder import FolderError
@@ -202,3 +204,51 @@ def test_a_report_of_many_runs_is_light(folders: list[Path]) -> None:
     results: list[Any] = [read_result(folder) for folder in folders] * 10
     page = report(results)
     assert len(page) < 1_000_000
+
+
+def test_settings_stand_in_rows(folders: list[Path]) -> None:
+    page = report([read_result(folders[2])])
+    for key, value in (("norm", "tbbn"), ("lr", "0.05"), ("flip", "true"), ("rows", "[12, 4]"), ("strength", "1.0")):
+        assert f'<tr><th scope="row">{key}</th><td>{value}</td></tr>' in page.replace("&#34;", '"')
+    for title in ("run", "schedule", "method options", "protocol", "environment", "packages"):
+        assert f"<h3>{title}</h3>" in page
+    assert "<details open>" in page
+    assert "<details open>" not in report([read_result(folder) for folder in folders])
+
+
+PROBE = {
+    "accuracy": {
+        "before": [40.0, 50.0, 90.0], "statistics": [50.0, 60.0, 80.0], "affine": [45.0, 45.0, 90.0],
+        "both": [60.0, 70.0, 85.0],
+    },
+    "layers": [
+        {"layer": f"norm{depth}", "images": kind, "mean": 0.1 * depth, "scale": 0.2}
+        for depth in (1, 2, 3) for kind in ("all", "old", "new")
+    ],
+    "settings": {"epochs": 5},
+}  # fmt: skip
+
+
+def test_the_probe_is_a_section_where_there_is_one(finished: Result) -> None:
+    assert "Probe of the norm layers" not in report([read_result(finished.folder)])
+    place = finished.folder / "probes" / "bn-bias.json"
+    place.parent.mkdir()
+    place.write_text(json.dumps(PROBE))
+    page = report([read_result(finished.folder)])
+    assert "Probe of the norm layers" in page
+    assert page.count("<h3>Distance of running") == 2
+    rows = recovery_table([("it", PROBE)])["rows"]
+    assert [row[1:] for row in rows] == [
+        ["before", "45.0", "90.0", "60.0", "–", "–"],
+        ["statistics", "55.0", "80.0", "63.3", "+10.0", "50 %"],
+        ["affine", "45.0", "90.0", "60.0", "+0.0", "0 %"],
+        ["both", "65.0", "85.0", "71.7", "+20.0", "100 %"],
+    ]
+    for damaged in ("{", "[]", '{"accuracy": {}, "layers": []}', '{"accuracy": {"before": [1]}, "layers": [{}]}'):
+        place.write_text(damaged)
+        assert "Probe of the norm layers" not in report([read_result(finished.folder)])
+
+
+def test_nothing_recovered_has_no_part() -> None:
+    worse = {"accuracy": {"before": [50.0, 85.0], "affine": [60.0, 85.0], "both": [40.0, 60.0]}, "layers": []}
+    assert [row[-1] for row in recovery_table([("it", worse)])["rows"]] == ["–", "–", "–"]
