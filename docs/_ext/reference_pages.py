@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
@@ -15,7 +16,7 @@ import yaml
 import cilnorm
 from cilnorm.cli.show import COLUMNS, facts_of, option_row
 from cilnorm.hookspecs import GROUP, Record
-from cilnorm.registry import Registry, Shelf, load
+from cilnorm.registry import Shelf, load
 from cilnorm.settings.options import options_of
 from cilnorm.spec import SECTIONS, Spec, read_settings
 from cilnorm.storage import events
@@ -39,7 +40,7 @@ def pages() -> dict[str, str]:
         **{f"modules/{name}.rst": _automodule(f"cilnorm.{name}") for name in BESIDE},
         "modules/cilnorm.rst": _face(),
         **{f"options/{shelf.kind}s.md": _shelf(shelf) for shelf in registry.shelves},
-        "options/presets.md": _presets(registry),
+        "options/presets.md": _presets(),
         "options/settings.md": _settings(),
         "commands.md": _commands(),
         "events.md": _events(),
@@ -101,12 +102,22 @@ def _record(kind: str, record: Record) -> str:
     return f"## {_code(record.name)}\n\n{_prose(about)}\n\n{listed}\n{_table(COLUMNS, rows)}"
 
 
-def _presets(registry: Registry) -> str:
+def _presets() -> str:
     parts = ["# Presets\n\nWhere all values come from that nobody sets: `--preset NAME`.\n"]
-    for name, values in read_settings().presets.items():
-        text = yaml.safe_dump({key: value for key, value in values.items() if key != "about"}, sort_keys=False)
-        parts.append(f"## {_code(name)}\n\n{_prose(str(values.get('about', '')))}\n\n```yaml\n{text}```\n")
+    settings = read_settings()
+    for name, values in settings.presets.items():
+        text = _yaml({key: value for key, value in values.items() if key != "about"})
+        parts.append(f"## {_code(name)}\n\n{_prose(str(values.get('about', '')))}\n\n{text}")
+        others = {method: own[name] for method, own in settings.methods.items() if own.get(name)}
+        if others:
+            parts.append(f"Otherwise with a method:\n\n{_yaml(others)}")
     return "\n".join(parts)
+
+
+def _yaml(values: dict[str, Any]) -> str:
+    apart = json.loads(json.dumps(values))  # what two entries share is written twice, not marked and referred to
+    text = yaml.safe_dump(apart, sort_keys=False, allow_unicode=True, default_flow_style=None, width=100)
+    return f"```yaml\n{text}```\n"
 
 
 def _settings() -> str:
