@@ -1,10 +1,12 @@
 """Kills runs at random instants until they are through, and compares them with runs that nobody disturbed.
 
     python -m benchmarks.chaos --kills 200
+    python -m benchmarks.chaos --kills 50 --ranks 2
 
 Real processes, SIGKILL, ten tasks of tiny images with every method in turn. A killed run is resumed and killed again;
 what it ends with (accuracies, weights, exemplars, every logged loss) must equal the undisturbed run to the bit. Prints
-the kills, the resumptions and the differences, of which there must be none.
+the kills, the resumptions and the differences, of which there must be none. With ``--ranks`` several processes share a
+run, any one of them is killed, and the others must end by themselves.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import os
 import random
 import select
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -30,7 +33,7 @@ from typing import Any
 import torch
 
 from cilnorm import registry as registries
-from cilnorm.experiment.runner import run
+from cilnorm.experiment.runner import RunStopped, run
 from cilnorm.spec import Settings, read_spec, resolve, to_yaml
 from tests import fake
 from tests.conftest import TINY
@@ -53,7 +56,7 @@ class Tally:
 
 
 def serve() -> None:
-    """Forks a process for each line of standard input; says its number, and its status once it has ended.
+    """Forks the processes of a run for each line of standard input; says their numbers, and how each of them ended.
 
     What is forked has imported everything already, so that the kills meet the run and not its imports.
     """
@@ -61,19 +64,40 @@ def serve() -> None:
 
     torch.set_num_threads(1)
     for line in sys.stdin:
-        spec, folder, every = json.loads(line)
-        child = os.fork()
-        if child == 0:
-            status = 1
-            try:
-                run(read_spec(Path(spec), REGISTRY), folder, device="cpu", registry=REGISTRY, go_on=True,
-                    checkpoint_every=every)  # fmt: skip
-                status = 0
-            finally:
-                traceback.print_exc() if status else None
-                os._exit(status)
-        print(child, flush=True)
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+        spec, folder, every, ranks = json.loads(line)
+        port = _free_port()
+        children = []
+        for rank in range(ranks):
+            child = os.fork()
+            if child == 0:
+                _take_part(spec, folder, every, (rank, ranks, port))
+            children.append(child)
+        print(*children, flush=True)
+        print(*(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children), flush=True)
+
+
+def _free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+def _take_part(spec: str, folder: str, every: float | None, place: tuple[int, int, int]) -> None:
+    """Begins or continues a run in this process, which ends with it."""
+    rank, ranks, port = place
+    if ranks > 1:
+        names = {"RANK": rank, "WORLD_SIZE": ranks, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": ranks, "MASTER_PORT": port}
+        os.environ.update({"MASTER_ADDR": "127.0.0.1", **{name: str(value) for name, value in names.items()}})
+    status = 1
+    try:
+        run(read_spec(Path(spec), REGISTRY), folder, device="cpu", registry=REGISTRY, go_on=True,
+            checkpoint_every=every)  # fmt: skip
+        status = 0
+    except RunStopped as stopped:
+        print(stopped, file=sys.stderr)
+    finally:
+        traceback.print_exc() if sys.exc_info()[0] else None
+        os._exit(status)
 
 
 def told(folder: Path, kind: str) -> Iterator[dict[str, Any]]:
@@ -99,7 +123,12 @@ def results(folder: Path) -> dict[str, Any]:
 
 
 def chaos(
-    kills: int, place: Path, cases: Sequence[tuple[str, str]] = CASES, seed: int | None = None, limit: float = 3600.0
+    kills: int,
+    place: Path,
+    cases: Sequence[tuple[str, str]] = CASES,
+    seed: int | None = None,
+    limit: float = 3600.0,
+    ranks: int = 1,
 ) -> Tally:
     """Kills that many times, or for ``limit`` seconds, and tells what came of it."""
     chance, tally, ends = random.Random(seed), Tally(), time.monotonic() + limit
@@ -110,10 +139,10 @@ def chaos(
             if tally.kills >= kills or time.monotonic() > ends:
                 break
             if case not in expected:
-                expected[case] = _undisturbed(case, place)
+                expected[case] = _undisturbed(server, case, place, ranks)
             spec, whole, seconds = expected[case]
             folder = place / f"run {number}"
-            while _killed(server, spec, folder, chance, seconds if tally.kills < kills else None):
+            while _killed(server, spec, folder, chance, seconds if tally.kills < kills else None, ranks):
                 tally.kills += 1
                 tally.resumes += (folder / "spec.yaml").exists()
             tally.finished += 1
@@ -123,29 +152,37 @@ def chaos(
     return tally
 
 
-def _killed(server: Any, spec: Path, folder: Path, chance: random.Random, seconds: float | None) -> bool:
+def _killed(
+    server: Any, spec: Path, folder: Path, chance: random.Random, seconds: float | None, ranks: int = 1
+) -> bool:
     """Whether a process that goes on with a run was killed within so many seconds, because it was not through."""
-    server.stdin.write(json.dumps([str(spec), str(folder), chance.choice((None, 1e-9))]) + "\n")
+    server.stdin.write(json.dumps([str(spec), str(folder), chance.choice((None, 1e-9)), ranks]) + "\n")
     server.stdin.flush()
-    child = int(server.stdout.readline())
+    children = [int(child) for child in server.stdout.readline().split()]
     if seconds is not None and not select.select([server.stdout], [], [], chance.uniform(0, seconds))[0]:
         with suppress(ProcessLookupError):
-            os.kill(child, signal.SIGKILL)
-    status = int(server.stdout.readline())
-    if status not in (0, -signal.SIGKILL):
+            os.kill(chance.choice(children), signal.SIGKILL)
+    status = [int(ended) for ended in server.stdout.readline().split()]
+    killed = -signal.SIGKILL in status
+    if any(ended not in ((0, 1, -signal.SIGKILL) if killed else (0,)) for ended in status):
         raise RuntimeError(f"{folder}: status {status}")
-    return status != 0
+    return killed and _unfinished(folder)
 
 
-def _undisturbed(case: tuple[str, str], place: Path) -> tuple[Path, dict[str, Any], float]:
+def _unfinished(folder: Path) -> bool:
+    """Whether a run has still something to do; one of its processes may be killed when all is done."""
+    summary = folder / "summary.json"
+    return not summary.exists() or json.loads(summary.read_text())["state"] != "finished"
+
+
+def _undisturbed(server: Any, case: tuple[str, str], place: Path, ranks: int) -> tuple[Path, dict[str, Any], float]:
     method, norm = case
     spec = place / f"{method} {norm}.yaml"
     asked: dict[str, Any] = {**SMALL, "method": method, "norm": norm}
     spec.write_text(to_yaml(resolve("tiny", REGISTRY, Settings({"tiny": TINY}, {}), **asked)))
-    run(read_spec(spec, REGISTRY), place / f"{spec.stem} warm", device="cpu", registry=REGISTRY)
     began = time.monotonic()
-    folder = run(read_spec(spec, REGISTRY), place / spec.stem, device="cpu", registry=REGISTRY).folder
-    return spec, results(folder), time.monotonic() - began
+    _killed(server, spec, place / spec.stem, random.Random(0), None, ranks)
+    return spec, results(place / spec.stem), time.monotonic() - began
 
 
 def main() -> None:
@@ -154,6 +191,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=None, help="of the instants, as far as the machine repeats")
     parser.add_argument("--limit", type=float, default=3600.0, help="seconds after which no further run is begun")
+    parser.add_argument("--ranks", type=int, default=1, help="processes that share each run")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.serve:
@@ -162,7 +200,7 @@ def main() -> None:
     torch.set_num_threads(1)
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as place:
-        tally = chaos(asked.kills, Path(place), seed=asked.seed, limit=asked.limit)
+        tally = chaos(asked.kills, Path(place), seed=asked.seed, limit=asked.limit, ranks=asked.ranks)
     print(
         f"{tally.kills} kills, {tally.resumes} resumes, {tally.finished} runs finished, "
         f"{len(tally.differences)} differences, {time.monotonic() - began:.0f} s"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,7 +17,16 @@ from cilnorm.cli.data import commands as data
 from cilnorm.cli.output import lasting_output
 from cilnorm.cli.show import commands as showing
 from cilnorm.cli.sweeps_and_results import commands, run_seeds
-from cilnorm.cli.terminal import complain, guarded, loaded, make_printable, print_table, settings_of
+from cilnorm.cli.terminal import (
+    complain,
+    guarded,
+    loaded,
+    make_printable,
+    print_table,
+    refuse_several,
+    settings_of,
+    where,
+)
 from cilnorm.cli.tuning import commands as tuning
 
 if TYPE_CHECKING:
@@ -129,6 +139,7 @@ def run_command(
             _rehearse(chosen, out, seeds, logger or [], where)
             return
         if seeds:
+            refuse_several("--seeds")
             flags = _flags(logger, checkpoint_every, deterministic)
             run_seeds(chosen, seeds, (workers, device, data_root, flags), out)
             return
@@ -230,7 +241,8 @@ def _rehearse(spec: Spec, out: Path | None, seeds: str | None, loggers: list[str
     Loggers(loggers, how["registry"])
     first = replace(spec, seed=seed_list(seeds)[0]) if seeds else spec
     rehearse(first, None if seeds else out, **how)
-    print(to_yaml(spec), end="")
+    if where().leads:
+        print(to_yaml(spec), end="")
 
 
 def _flags(loggers: list[str] | None, checkpoint_every: str | None, deterministic: bool) -> list[str]:
@@ -262,6 +274,10 @@ def _watched(go: Callable[[Any], Result], loggers: list[str] | None, registry: R
     from cilnorm.cli.progress import Display
     from cilnorm.experiment.loggers import Loggers
 
+    if not where().leads:  # another process of the run is watched and speaks
+        warnings.simplefilter("ignore")
+        go([])
+        return
     with Loggers(loggers or [], registry) as logging, Display(registry=registry) as display:
         result = go([display, logging])
     print(f"{result.folder}  (figures/: accuracy and matrix, as .png and .pdf)")

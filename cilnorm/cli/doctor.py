@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import distributed
 
 from cilnorm.files import write_atomically
 from cilnorm.hookspecs import Dataset
 from cilnorm.images import ImageFiles
 from cilnorm.registry import Registry, contain_exit
-from cilnorm.storage.environment import describe
+from cilnorm.storage.environment import describe, version
 
 __all__ = ["Finding", "examine"]
 
@@ -40,6 +41,7 @@ def examine(registry: Registry, data_root: Path | None = None, out: Path = Path(
     yield Finding("versions", ", ".join(f"{name} {known}" for name, known in found["packages"].items() if known))
     threads, capability = found["threads"], found["cpu_capability"]
     yield Finding("device", f"{device}, {found['device_name']}, {threads} threads, {capability}, BLAS {found['blas']}")
+    yield _processes()
     for plugin in registry.plugins:
         if plugin.error:
             yield Finding(f"plugin {plugin.name}", f"{plugin.distribution}: {plugin.error}", False)
@@ -57,6 +59,18 @@ def examine(registry: Registry, data_root: Path | None = None, out: Path = Path(
                 yield Finding(f"norm {norm.name}", f"differs from its reference: {_line(error)}", False)
             else:
                 yield Finding(f"norm {norm.name}", f"equals its reference ({time.perf_counter() - began:.1f} s)")
+
+
+def _processes() -> Finding:
+    """What several processes that share one run would talk through, and how many there may be on GPUs."""
+    offered = (("gloo", distributed.is_gloo_available), ("NCCL", distributed.is_nccl_available))
+    there = [name for name, found in offered if distributed.is_available() and found()]
+    gpus = torch.cuda.device_count()
+    if not there:
+        return Finding("several processes", "this torch can't share a run among processes")
+    shared = f"{gpus} GPUs, one a process" if gpus and "NCCL" in there else "no GPU to share, so they share the cores"
+    cluster = f"submitit {found}" if (found := version("submitit")) else "no submitit, which --launcher slurm needs"
+    return Finding("several processes", f"{' and '.join(there)}; {shared}; {cluster}")
 
 
 def _dataset(record: Dataset, root: Path | None) -> Finding:

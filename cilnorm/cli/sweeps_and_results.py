@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cilnorm.cli.terminal import complain, guarded, loaded, print_table, settings_of
+from cilnorm.cli.terminal import complain, guarded, loaded, print_table, refuse_several, settings_of
 
 if TYPE_CHECKING:
     from cilnorm.api import Launch, Sweep
@@ -75,6 +75,7 @@ def table(
     def work() -> None:
         from cilnorm.api import Launch, plan_table
 
+        refuse_several("a table")
         values = settings_of(set_ or [])
         how = Launch(workers, device, data_root, retry_failed, launcher, settings_of(cluster or []))
         registry, places = loaded(False), {"out": out, "cells": cells}

@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from cilnorm.training.place import Place, place
+from cilnorm.values import SpecError
+
 if TYPE_CHECKING:
     from cilnorm.registry import Registry
 
-__all__ = ["complain", "guarded", "loaded", "make_printable", "print_table", "settings_of"]
+__all__ = ["complain", "guarded", "loaded", "make_printable", "print_table", "refuse_several", "settings_of", "where"]
 
 
 def loaded(strict: bool, quiet: bool = False) -> Registry:
@@ -20,7 +23,7 @@ def loaded(strict: bool, quiet: bool = False) -> Registry:
     from cilnorm.registry import load
 
     registry = load(strict=strict)
-    for plugin in () if quiet else registry.failed:
+    for plugin in () if quiet or not where().leads else registry.failed:
         complain(f"plugin {plugin.name!r} of {plugin.distribution} left out: {plugin.error}")
     return registry
 
@@ -31,7 +34,7 @@ def settings_of(pairs: list[str]) -> dict[str, Any]:
     Raises:
         SpecError: one can't be read.
     """
-    from cilnorm.values import SpecError, parsed
+    from cilnorm.values import parsed
 
     settings = {}
     for pair in pairs:
@@ -67,7 +70,23 @@ def make_printable() -> None:
 
 def complain(message: str) -> None:
     """One line for the user on standard error."""
-    print(f"cilnorm: {message}", file=sys.stderr)
+    here = where()
+    of = "" if here.leads else f"process {here.index} of {here.size}: "
+    print(f"cilnorm: {of}{message}", file=sys.stderr)
+
+
+def where() -> Place:
+    """This process among those that share a run; one of them speaks for all."""
+    try:
+        return place()
+    except SpecError:  # whoever runs something says so
+        return Place()
+
+
+def refuse_several(what: str) -> None:
+    """Raises SpecError if ``torchrun`` started several processes, which would all do ``what``."""
+    if place().size > 1:
+        raise SpecError(f"torchrun is for one run of several processes, and {what} would be done by each of them")
 
 
 def guarded(work: Callable[[], None], debug: bool) -> None:
@@ -78,7 +97,8 @@ def guarded(work: Callable[[], None], debug: bool) -> None:
     try:
         work()
     except KeyboardInterrupt as error:
-        complain(str(error) or "interrupted; `cilnorm resume FOLDER` goes on where a run was begun")
+        if where().leads:
+            complain(str(error) or "interrupted; `cilnorm resume FOLDER` goes on where a run was begun")
         raise typer.Exit(getattr(error, "status", 130)) from None
     except typer.Exit:
         raise
@@ -88,7 +108,8 @@ def guarded(work: Callable[[], None], debug: bool) -> None:
         mendable = _mendable(error)
         text = " ".join(str(error).split()) or type(error).__name__
         text = text if mendable or len(text) > 60 else f"{type(error).__name__}: {text}"
-        complain("; ".join([text, *getattr(error, "__notes__", ())]))
+        if where().leads or not getattr(error, "told", False):
+            complain("; ".join([text, *getattr(error, "__notes__", ())]))
         raise typer.Exit(getattr(error, "status", 2 if mendable else 1)) from None
 
 

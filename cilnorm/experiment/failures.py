@@ -17,6 +17,7 @@ from cilnorm.storage.event_log import EventLog
 from cilnorm.storage.events import RunHalted
 from cilnorm.storage.interruptions import Interrupted
 from cilnorm.storage.run_folder import FolderError, RunFolder
+from cilnorm.training.apart import ENDED, lost_others
 from cilnorm.training.engine import NonFiniteLoss
 from cilnorm.training.epoch_plan import NoBatch
 
@@ -28,11 +29,12 @@ class RunStopped(RuntimeError):
 
     Attributes:
         cause: where it stood and why, in one line, without the folder.
+        told: whether of the processes that share the run another one says why.
     """
 
-    def __init__(self, cause: str, folder: Path) -> None:
+    def __init__(self, cause: str, folder: Path, told: bool = False) -> None:
         super().__init__(f"{cause}; what was done is in {folder}")
-        self.cause = cause
+        self.cause, self.told = cause, told
 
 
 class FolderGone(RunStopped):
@@ -77,7 +79,7 @@ def record_failure(
             number = error.number if isinstance(error, Interrupted) else signal.SIGINT
             raise Interrupted(number, f"interrupted at {where}; `cilnorm resume {folder.path}` goes on") from error
         if reason or not isinstance(error, Exception):
-            raise RunStopped(f"{where}: {halted.reason}", folder.path) from error
+            raise RunStopped(f"{where}: {halted.reason}", folder.path, lost_others(error) == ENDED) from error
         error.add_note(f"at {where}; what was done is in {folder.path}")
         raise
 
@@ -99,4 +101,6 @@ def _cause(error: BaseException, spec: Spec) -> str:
         return in_words(error)
     if isinstance(error, RunStopped):  # a trial
         return error.cause
+    if lost := lost_others(error):
+        return f"{lost}; the same command goes on from the last checkpoint"
     return str(error) if isinstance(error, (NonFiniteLoss, NoBatch)) else ""

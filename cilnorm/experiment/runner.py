@@ -41,6 +41,9 @@ from cilnorm.training.ranks import joined
 __all__ = ["Result", "RunStopped", "resume", "run"]
 
 
+ECHO = 10.0  # seconds in which torchrun hands on a signal that came already
+
+
 @dataclass(frozen=True)
 class Result:
     """What a run leaves.
@@ -128,7 +131,7 @@ def _context(
     here = place()
     on = pick_device(device, here)
     with joined(here, on) as ranks:
-        stops = Interruptions(checkpoint_every)
+        stops = Interruptions(checkpoint_every, 0.0 if ranks.alone else ECHO)
         yield RunContext(registry, on, data_root, watch if ranks.leads else (), stops, ranks)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 import time
@@ -37,10 +38,13 @@ class Interruptions:
 
     Args:
         every: seconds between checkpoints within an epoch; None for none.
+        echo: seconds in which another signal is the same one once more: ``torchrun`` hands on what it is sent, and a
+            terminal sends it to everybody.
     """
 
-    def __init__(self, every: float | None = None) -> None:
+    def __init__(self, every: float | None = None, echo: float = 0.0) -> None:
         self._every, self._last = every, time.monotonic()
+        self._echo, self._heard = echo, -math.inf
         self._asked, self._waiting = 0, False
         self._before: dict[int, Any] = {}
 
@@ -57,6 +61,9 @@ class Interruptions:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        echo, self._heard = time.monotonic() - self._heard < self._echo, time.monotonic()
+        if echo:
+            return
         if self._asked or not self._waiting:
             raise Interrupted(number)
         self._asked = number

@@ -9,7 +9,9 @@ from torch import distributed
 
 from cilnorm.values import SpecError
 
-__all__ = ["SpecRefusedElsewhere", "ToldElsewhere", "in_short", "lost_others", "told_elsewhere"]
+__all__ = ["ENDED", "SpecRefusedElsewhere", "ToldElsewhere", "in_short", "lost_others", "told_elsewhere"]
+
+ENDED, SILENT = "another process of the run ended", "another process of the run did not answer in time"
 
 
 class ToldElsewhere(RuntimeError):
@@ -38,8 +40,8 @@ def lost_others(error: BaseException) -> str:
     if not (isinstance(error, kinds) or (isinstance(error, RuntimeError) and ("gloo" in text or "NCCL" in text))):
         return ""
     if "imed out" in text or "imeout" in text:
-        return "another process of the run did not answer in time"
-    return "another process of the run ended"
+        return SILENT
+    return ENDED
 
 
 def in_short(error: Exception) -> tuple[bool, str, int]:

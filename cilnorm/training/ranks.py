@@ -58,7 +58,7 @@ class Ranks:
         place: of this process.
         group: torch's group of processes for tensors.
         words: the same on the CPU, for numbers and small objects.
-        patient: the same with more time.
+        patient: the same with more time, for what is done ``in_turn``.
     """
 
     place: Place = Place()  # noqa: RUF009  (frozen)
@@ -98,7 +98,7 @@ class Ranks:
                 found[0] = call()
             except Exception as error:
                 failed, found[1] = error, in_short(error)
-        distributed.broadcast_object_list(found, 0, group=self.patient)
+        distributed.broadcast_object_list(found, 0, group=self.words)
         if failed is not None:
             raise failed
         if found[1] is not None:

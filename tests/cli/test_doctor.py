@@ -30,6 +30,7 @@ def test_a_healthy_installation(registry: Registry, tmp_path: Path) -> None:
     assert not (tmp_path / "data").exists()
     assert not (tmp_path / "runs").exists()
     assert "GiB free" in found["runs"].text
+    assert found["several processes"].text.startswith("gloo")
 
 
 class Sick:

@@ -9,6 +9,7 @@ import functools
 import json
 import multiprocessing
 import os
+import signal
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -24,10 +25,11 @@ from cilnorm.experiment.assembly import assemble
 from cilnorm.hookspecs import Norm
 from cilnorm.registry import Registry, load
 from cilnorm.spec import Settings, SpecError, resolve
+from cilnorm.storage.checkpoint import Checkpoints
 from cilnorm.testing import toys
 from cilnorm.training.engine import Engine
 from cilnorm.training.place import Place
-from cilnorm.training.ranks import Ranks
+from cilnorm.training.ranks import Ranks, joined
 from tests import fake
 from tests.conftest import TINY
 
@@ -65,6 +67,7 @@ CASES = [
     *(Case(f"{method}-released", {"method": method, "protocol": "released"}) for method in OTHERWISE),
     Case("lucir-single", {"method": "lucir", "norm": "tbbn"}, torch.float32),
     Case("three tasks", {"method": "lucir", "norm": "tbbn", "dataset.classes": 6, "tasks": 3}),
+    Case("deep", {"method": "lucir", "norm": "tbbn", "backbone": "resnet8", "schedule.epochs": 2, "schedule.lr": 0.2}),
     Case("no memory", {"method": "lucir", "memory": 0}),
     Case("nme", {"method": "icarl", "classifier": "nme", "protocol.herding": "icarl"}),
     Case("best", {"protocol.validation": 0.25, "protocol.keep": "best"}),
@@ -212,3 +215,81 @@ def test_what_processes_can_not_share_is_refused_before_training(asked: dict[str
     spec = toys.toy_spec(registry, backbone="resnet8", **{"rows": [8, 4], **asked})
     with pytest.raises(SpecError, match=text):
         assemble(spec, registry, torch.device("cpu"), None, Ranks(Place(0, 2, 0, 2)))
+
+
+# What goes wrong.
+
+
+def hurt(rank: int, folder: Path, action: str, victim: int, timeout: float) -> None:
+    """A process of a run of which one, at its third step, does what ``action`` says; leaves what it ended with."""
+    registry, said = enter(rank, 2, folder / "store", timeout), ""
+
+    class Victim(Engine):
+        steps = 0
+
+        def update(self, batch: Batch) -> None:
+            super().update(batch)
+            Victim.steps += 1
+            if rank == victim and Victim.steps == 3:
+                if action == "error":
+                    raise OSError(5, "Input/output error", "images")
+                os.kill(os.getpid(), getattr(signal, action))
+
+    spec = resolve("preset", registry, Settings({"preset": HURT}, {}), **SMALL)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner, "draw_figures", lambda *_: None)
+        patch.setattr(runner, "engine_class", lambda *_: Victim)
+        patch.setattr(runner, "joined", functools.partial(joined, timeout=timedelta(seconds=timeout)))
+        if action == "full disk":
+            patch.setattr(Checkpoints, "write", full_disk)
+        try:
+            runner.run(spec, folder / "run", device="cpu", registry=registry)
+        except BaseException as error:
+            said = f"{type(error).__name__} {getattr(error, 'told', False)}: {error}"
+    (folder / f"{rank}.txt").write_text(said)
+    os._exit(0)
+
+
+def full_disk(self: Checkpoints, *_: Any) -> None:
+    raise OSError(28, "No space left on device", str(self.last))
+
+
+HURT = {**PRESET, "norm": "tbbn", "schedule": {"epochs": 2, "lr": 0.05, "momentum": 0.9}}
+LOST = "RunStopped True: task 1, epoch 2: another process of the run ended; the same command goes on"
+
+
+@pytest.mark.parametrize(
+    ("action", "victim", "said"),
+    [
+        ("SIGKILL", 1, {0: LOST}),
+        ("SIGKILL", 0, {1: LOST}),
+        ("SIGTERM", 1, dict.fromkeys((0, 1), "Interrupted False: interrupted at task 1, epoch 2; `cilnorm resume")),
+        ("SIGSTOP", 1, {0: "RunStopped False: task 1, epoch 2: another process of the run did not answer in time"}),
+        ("error", 1, {0: LOST, 1: "RunStopped False: task 1, epoch 2: images: Input/output error"}),
+        ("full disk", -1, {0: "RunStopped False: task 1, epoch 2: ", 1: "ToldElsewhere True: on "}),
+    ],
+)
+def test_all_processes_stop_with_one_and_the_same_run_goes_on(
+    action: str, victim: int, said: dict[int, str], tmp_path: Path, registry: Registry
+) -> None:
+    multiprocessing.set_forkserver_preload([__name__])
+    context = multiprocessing.get_context("forkserver")
+    timeout = 10.0 if action == "SIGSTOP" else 120.0
+    processes = [context.Process(target=hurt, args=(rank, tmp_path, action, victim, timeout)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for rank in said:
+        processes[rank].join(120)
+    for process in processes:
+        process.kill()
+        process.join()
+    for rank, text in said.items():
+        assert (tmp_path / f"{rank}.txt").read_text().startswith(text)
+    spec = resolve("preset", registry, Settings({"preset": HURT}, {}), **SMALL)
+    told: list[str] = []
+    watch = [lambda event: told.append(event["text"]) if event["event"] == "warning" else None]
+    again = runner.run(spec, tmp_path / "run", device="cpu", registry=registry, go_on=True, watch=watch)
+    whole = runner.run(spec, tmp_path / "whole", device="cpu", registry=registry)
+    assert again.matrix == whole.matrix
+    assert len(told) == 1
+    assert "processes 1, was 2" in told[0]
