@@ -214,7 +214,7 @@ def test_show_has_a_data_set_and_a_preset_of_one_name_and_the_sections() -> None
     assert epochs[:3] == ["schedule.epochs", "160", "1"]
     assert "weight_decay" in cilnorm("show", "schedule").stdout
     assert complaint(cilnorm("show", "lucri")).startswith(
-        "no method, norm, backbone, data set or preset called 'lucri'"
+        "no method, norm, backbone, data set, preset or grid called 'lucri'"
     )
 
 
