@@ -63,8 +63,8 @@ def examine(registry: Registry, data_root: Path | None = None, out: Path = Path(
 
 def _processes() -> Finding:
     """What several processes that share one run would talk through, and how many there may be on GPUs."""
-    offered = (("gloo", distributed.is_gloo_available), ("NCCL", distributed.is_nccl_available))
-    there = [name for name, found in offered if distributed.is_available() and found()]
+    offered = (("gloo", "is_gloo_available"), ("NCCL", "is_nccl_available"))
+    there = [name for name, asked in offered if getattr(distributed, asked, bool)()]  # a torch may have none of it
     gpus = torch.cuda.device_count()
     if not there:
         return Finding("several processes", "this torch can't share a run among processes")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cilnorm.cli.terminal import guarded, loaded, print_table, settings_of
+from cilnorm.cli.terminal import guarded, loaded, print_table, refuse_several, settings_of
 
 if TYPE_CHECKING:
     from cilnorm.sweep.tuning import Trial
@@ -56,6 +56,7 @@ def tune_command(
         from cilnorm.sweep.tuning import Tuning
         from cilnorm.values import SpecError
 
+        refuse_several("tune")
         if metric not in METRICS:
             raise SpecError(nearest("metric", metric, METRICS))
         asked = {key: value for key, value in (("method", method), ("norm", norm)) if value is not None}

@@ -515,3 +515,13 @@ def test_a_process_repeats_what_the_function_computes(
     done = in_a_process("run", "--spec", str(tmp_path / "spec.yaml"), "--out", str(out), "--device", "cpu", path=site)
     assert done.returncode == 0, done.stderr
     assert (out / "accuracy.csv").read_text() == (finished.folder / "accuracy.csv").read_text()
+
+
+@pytest.mark.parametrize("words", [("table", "norms"), ("run", "--seeds", "0,1"), ("tune", "--search", "lr=0.1,0.2")])
+def test_several_processes_are_for_one_run(words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    names = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    for name, value in names.items():
+        monkeypatch.setenv(name, value)
+    result = cilnorm(*words)
+    assert result.exit_code == 2
+    assert "cilnorm: process 1 of 2: torchrun is for one run of several processes" in result.stderr
