@@ -406,7 +406,7 @@ def test_a_complete_set_needs_no_leave_to_write(files: ImageFiles, monkeypatch: 
 def test_the_plugin_in_the_docs_is_complete(tmp_path: Path) -> None:
     from cilnorm.registry import load
 
-    [code] = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "datasets.md").read_text(), re.DOTALL)
+    [code] = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "tutorials" / "your-data.md").read_text(), re.DOTALL)
     plugin = ModuleType("mine")
     exec(code, plugin.__dict__)
     for path in ("a/1.jpg", "a/2.jpg", "b/1.jpg", "b/2.jpg"):

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from cilnorm.experiment import runner
+from cilnorm.experiment import feeding, runner
 from cilnorm.registry import Registry
 from cilnorm.spec import Spec, SpecError
 from cilnorm.training.epoch_plan import EpochPlan
@@ -39,8 +39,8 @@ def test_what_the_main_phase_leaves_out_is_what_the_correction_learns_from(
         plans.append(plan(*arguments))
         return plans[-1]
 
-    plan = runner.plan_epoch
-    monkeypatch.setattr(runner, "plan_epoch", planned)
+    plan = feeding.plan_epoch
+    monkeypatch.setattr(feeding, "plan_epoch", planned)
     spec = tiny(method="bic", norm="tbbn", memory=48)
     runner.run(spec, tmp_path / "run", device="cpu", registry=registry)
     targets = torch.arange(6).repeat(24)  # of the fake data set, in its own order of labels

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cilnorm.batch import Composition, Task
-from cilnorm.experiment import runner
+from cilnorm.experiment.feeding import draw_phase_pool, lay_out_epoch
 from cilnorm.registry import load
 from cilnorm.spec import resolve
 from cilnorm.training.epoch_plan import EpochPlan, RowSource, plan_epoch
@@ -235,8 +235,8 @@ def test_steps_of_eeils_released_phases(images: int, expected: dict[int, int]) -
         state = SimpleNamespace(memory=memory, phase=0, pool=None)
         run: Any = SimpleNamespace(spec=spec, parts=parts, state=state)
         for phase, steps in ((main, first_phase), (second, expected)):
-            state.pool = runner._pool(run, Task(task - 1, (10,) * task), phase)
-            plan = runner._plan(run, Task(task - 1, (10,) * task), phase, 0)
+            state.pool = draw_phase_pool(run, Task(task - 1, (10,) * task), phase)
+            plan = lay_out_epoch(run, Task(task - 1, (10,) * task), phase, 0)
             assert (plan.steps, plan.composition.past) == (steps[task], 16), (task, phase.name)
         old = (state.pool >= images).float().mean().item()
         assert old == pytest.approx(2 * len(memory) / (images + 2 * len(memory)))
