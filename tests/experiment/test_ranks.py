@@ -33,7 +33,7 @@ from cilnorm.training.ranks import Ranks, joined
 from tests import fake
 from tests.conftest import TINY
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]  # the first to want the pair of processes waits for all runs
 
 PRESET = {**TINY, "tasks": 2, "rows": [8, 4], "memory": 12, "schedule": {"epochs": 1, "lr": 0.05, "momentum": 0.9}}
 SMALL = {"dataset.classes": 4, "dataset.train": 12, "dataset.test": 5}
