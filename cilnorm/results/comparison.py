@@ -12,7 +12,7 @@ from cilnorm.metrics import METRICS, mean_and_deviation, mean_text
 from cilnorm.results.reading import NO_SETTING, RunResult, differing, read_result
 from cilnorm.storage.run_folder import FolderError
 
-__all__ = ["Comparison", "compare", "first_difference", "gather", "sentence"]
+__all__ = ["Comparison", "compare", "first_difference", "gather", "sentence", "tested"]
 
 FEW = 5  # pairs below which a test says little
 
@@ -164,7 +164,7 @@ def compare(one: Sequence[RunResult], other: Sequence[RunResult]) -> list[Compar
     paired = len(common) > 1 or (len(mine) == len(theirs) == len(common))
     seeds = (common, common) if paired else (tuple(mine), tuple(theirs))
     return [
-        _tested(
+        tested(
             metric,
             tuple(float(mine[seed][metric]) for seed in seeds[0]),
             tuple(float(theirs[seed][metric]) for seed in seeds[1]),
@@ -175,9 +175,10 @@ def compare(one: Sequence[RunResult], other: Sequence[RunResult]) -> list[Compar
     ]
 
 
-def _tested(
+def tested(
     metric: str, one: tuple[float, ...], other: tuple[float, ...], seeds: tuple[int, ...], paired: bool
 ) -> Comparison:
+    """The t-test of two groups of values in percent, in the order of ``seeds`` where they are paired."""
     from scipy import stats
 
     apart = mean_and_deviation(other)[0] - mean_and_deviation(one)[0]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cilnorm.files import read_text
-from cilnorm.settings.spec_key import renamed
+from cilnorm.settings.spec_key import completed
 from cilnorm.storage.accuracy_files import read_confusion
 from cilnorm.storage.run_folder import MARK, FolderError, RunFolder
 from cilnorm.values import SpecError, parsed
@@ -27,7 +27,7 @@ class RunResult:
     """One run.
 
     Attributes:
-        spec: its values, as spec.yaml has them.
+        spec: its values, as spec.yaml has them, with fields that specs had not when it was written.
         matrix: accuracies in percent; row t holds those on tasks 0 .. t after learning task t.
         confusion: after each task, counts of (task, task given); empty for runs that did not keep them.
         epochs: the last telling of each epoch event, in order, each with ``speed`` in steps a second.
@@ -91,7 +91,7 @@ def read_result(folder: Path) -> RunResult:
         raise FolderError(error if isinstance(error, SpecError) else f"{where}: can't be read: {error}") from error
     if not isinstance(spec, dict) or not {"method", "norm", "seed"} <= set(spec):
         raise FolderError(f"{folder / MARK}: is no spec of a run")
-    return RunResult(folder, renamed(spec), matrix, confusion, epochs, summary, environment)
+    return RunResult(folder, completed(spec), matrix, confusion, epochs, summary, environment)
 
 
 def _matrix(path: Path) -> list[list[float]]:
@@ -140,7 +140,8 @@ def by_label(results: Iterable[RunResult]) -> dict[str, list[RunResult]]:
         label = result.label
         if labels.count(label) > 1:
             values = flat(result.spec)
-            label += " (" + ", ".join(f"{key.rpartition('.')[2]} {values.get(key)}" for key in apart) + ")"
+            own = [f"{key.rpartition('.')[2]} {values[key]}" for key in apart if key in values]
+            label += f" ({', '.join(own)})" if own else ""
         named[label] = members
     return named
 

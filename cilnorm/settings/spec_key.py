@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["fingerprint", "renamed"]
+__all__ = ["completed", "fingerprint", "renamed"]
 
 # Added since 0.1.0, by dotted key, each with the value at which a run is what it was.
 ADDED: dict[str, Any] = {
@@ -41,6 +41,21 @@ RENAMED = {"class_order_seed": "class_order"}  # since 0.1.0
 def renamed(values: Mapping[str, Any]) -> dict[str, Any]:
     """The values with fields under the names that they have now."""
     return {RENAMED.get(key, key): value for key, value in values.items()}
+
+
+def completed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a spec of whichever release, under the names and with the fields that specs have now.
+
+    Options of plugins stay as they are, for a default may be left out of them anyway.
+    """
+    found = renamed(values)
+    for key, before in ADDED.items():
+        section, _, name = key.rpartition(".")
+        if not section:
+            found.setdefault(name, before)
+        elif not section.endswith("_options"):
+            found[section] = {name: before, **(found.get(section) or {})}
+    return found
 
 
 def fingerprint(spec: Mapping[str, Any]) -> str:

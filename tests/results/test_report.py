@@ -69,6 +69,23 @@ def test_runs_of_one_spec_share_a_label_and_others_are_told_apart(folders: list[
     assert differing([results[0].spec, results[1].spec]) == ["seed", "schedule.lr"]
 
 
+def test_a_run_of_an_earlier_version_is_no_other_kind_of_run(folders: list[Path], tmp_path: Path) -> None:
+    """Its spec lacks fields that were added since."""
+    before = shutil.copytree(folders[0], tmp_path / "before")
+    spec = yaml.safe_load((before / "spec.yaml").read_text())
+    assert spec["protocol"].pop("batches") == "stratified"
+    assert spec.pop("increment", 0) is None
+    del spec["statistics"]
+    (before / "spec.yaml").write_text(yaml.safe_dump(spec))
+    assert list(by_label([read_result(before), read_result(folders[1])])) == ["ft x bn"]
+
+
+def test_an_option_stands_in_the_label_of_those_that_have_it(folders: list[Path]) -> None:
+    results = [read_result(folder) for folder in folders[:2]]
+    results[1].spec["norm_options"] = {"momentum": 0.2}
+    assert list(by_label(results)) == ["ft x bn", "ft x bn (momentum 0.2)"]
+
+
 def test_the_confusion_of_old_and_new(finished: Result) -> None:
     result = read_result(finished.folder)
     result.confusion[2][:] = [[10, 20, 10], [4, 36, 0], [5, 15, 20]]
