@@ -99,7 +99,7 @@ def test_the_card_is_one_that_the_hub_reads(ended: Callable[..., Result], regist
     done = ended()
     export_for_hub(done.folder, tmp_path / "hub", registry)
     card = hub.ModelCard.load(tmp_path / "hub" / "README.md")
-    assert card.data.library_name == "cilnorm"
+    assert card.data.to_dict()["library_name"] == "cilnorm"
     assert card.data.datasets == ["blobs"]
     assert card.data.license is None
     assert {"continual-learning", "ft", "bn"} <= set(card.data.tags)
