@@ -18,9 +18,10 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from cilnorm.metrics import TABULATED, as_matrix, average_per_task, mean_text
-from cilnorm.results.comparison import FEW, compare
+from cilnorm.results.comparison import FEW, Comparison, compare, tested
 from cilnorm.results.published import printed
 from cilnorm.results.reading import RunResult, by_label, read_result
 from cilnorm.storage.figures import curves_figure, save
@@ -85,42 +86,59 @@ def tests(groups: Groups) -> list[list[str]]:
         pairs = [[run for run in group if run.seed in common] for group in (groups[base], runs)]
         for found in compare(*pairs):
             if found.metric in TABULATED and found.p is not None:
-                assert found.low is not None
-                assert found.high is not None
-                higher = sum(b > a for a, b in zip(found.one, found.other, strict=True))
-                interval = f"{found.low:+.2f} to {found.high:+.2f}"
                 p = f"{found.p:.3f}" if found.p >= 0.001 else "< 0.001"
-                row = [label, base, found.metric, f"{found.difference:+.2f}", interval, p]
-                rows.append([*row, f"{higher} of {len(common)} higher"])
+                row = [label, base, found.metric, f"{found.difference:+.2f}", _interval(found), p]
+                rows.append([*row, f"{_higher(found)} of {len(common)} higher"])
     return rows
+
+
+def _interval(found: Comparison) -> str:
+    assert found.low is not None
+    assert found.high is not None
+    return f"{found.low:+.2f} to {found.high:+.2f}"
+
+
+def _higher(found: Comparison) -> int:
+    return sum(b > a for a, b in zip(found.one, found.other, strict=True))
 
 
 def probes(groups: Groups) -> list[list[str]]:
     """What re-tuning the norm layers of finished runs gives: accuracy before and after, and what averages lie nearest.
 
-    ``nearer`` counts the norm layers whose running means lie nearer to the newest task's images than to those of all.
+    ``difference`` is to the same runs before, over all tasks, in points. ``nearer`` counts the norm layers whose
+    running means lie nearer to the newest task's images than to those of all.
     """
-    rows = [["run", "seeds", "variant", "all tasks", "old tasks", "newest task", "nearer to the newest"]]
+    titles = ["run", "variant", "all tasks", "old tasks", "newest task", "difference", "95 % interval", "of the runs"]
+    rows = [[*titles, "nearer to the newest"]]
     for label, runs in groups.items():
-        files = [path for run in runs if (path := run.folder / "probes/bn-bias.json").is_file()]
-        found = [json.loads(path.read_text(encoding="utf-8")) for path in files]
+        probed = [run for run in runs if (run.folder / "probes/bn-bias.json").is_file()]
+        found = [json.loads((run.folder / "probes/bn-bias.json").read_text(encoding="utf-8")) for run in probed]
+        seeds, before = tuple(run.seed for run in probed), _means(found, "before")
         for variant in dict.fromkeys(name for each in found for name in each["accuracy"]):
-            accuracy = [each["accuracy"][variant] for each in found if variant in each["accuracy"]]
-            parts = [
-                [sum(row) / len(row) for row in accuracy],
-                [sum(row[:-1]) / (len(row) - 1) for row in accuracy],
-                [row[-1] for row in accuracy],
-            ]
-            nearer = _nearer(found) if variant == "before" else ""
-            rows.append([label, str(len(found)), variant, *map(mean_text, parts), nearer])
+            after = _means(found, variant)
+            newest = [each["accuracy"][variant][-1] for each in found]
+            row = [label, variant, mean_text(after), mean_text(_means(found, variant, but=1)), mean_text(newest)]
+            if variant == "before":
+                rows.append([*row, "", "", "", _nearer(found)])
+                continue
+            apart, told = tested("all tasks", before, after, seeds, paired=True), ["", "", ""]
+            if len(seeds) >= FEW and apart.p is not None:
+                told = [f"{apart.difference:+.2f}", _interval(apart), f"{_higher(apart)} of {len(seeds)} higher"]
+            rows.append([*row, *told, ""])
     return rows
 
 
-def _nearer(found: Sequence[Mapping[str, object]]) -> str:
+def _means(found: Sequence[Mapping[str, Any]], variant: str, but: int = 0) -> tuple[float, ...]:
+    """Of each probe, the mean over tasks, the last ``but`` of them left out."""
+    rows = [each["accuracy"][variant] for each in found]
+    return tuple(sum(row[: len(row) - but]) / (len(row) - but) for row in rows)
+
+
+def _nearer(found: Sequence[Mapping[str, Any]]) -> str:
     counts = []
     for each in found:
         means: dict[str, dict[str, float]] = {}
-        for row in each["layers"]:  # type: ignore[attr-defined]
+        for row in each["layers"]:
             means.setdefault(row["layer"], {})[row["images"]] = row["mean"]
         counts.append((sum(row["new"] < row["all"] for row in means.values()), len(means)))
     if not counts or not counts[0][1]:
@@ -133,6 +151,8 @@ def beside_published(groups: Groups) -> list[list[str]]:
     rows = [["run", "A_f", "F", "A_f published", "F published"]]
     for label, runs in groups.items():
         spec = runs[0].spec
+        if label != f"{spec['method']} x {spec['norm']}":
+            continue  # with options of its own, nobody has printed it
         tables = (each for each in printed() if each["conditions"]["dataset"] == spec["dataset"])
         found = next(each for each in tables if spec["norm"] in each["values"].get(spec["method"], {}))
         theirs = dict(zip(found["metrics"], found["values"][spec["method"]][spec["norm"]], strict=True))
