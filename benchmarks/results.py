@@ -12,7 +12,6 @@ the next ``<!-- end -->`` is made by the command.
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import shutil
 import sys
@@ -22,6 +21,7 @@ from typing import Any
 
 from cilnorm.metrics import TABULATED, as_matrix, average_per_task, mean_text
 from cilnorm.results.comparison import FEW, Comparison, compare, tested
+from cilnorm.results.probe_section import accuracies, read_probe
 from cilnorm.results.published import printed
 from cilnorm.results.reading import RunResult, by_label, read_result
 from cilnorm.storage.figures import curves_figure, save
@@ -111,27 +111,20 @@ def probes(groups: Groups) -> list[list[str]]:
     titles = ["run", "variant", "all tasks", "old tasks", "newest task", "difference", "95 % interval", "of the runs"]
     rows = [[*titles, "nearer to the newest"]]
     for label, runs in groups.items():
-        probed = [run for run in runs if (run.folder / "probes/bn-bias.json").is_file()]
-        found = [json.loads((run.folder / "probes/bn-bias.json").read_text(encoding="utf-8")) for run in probed]
-        seeds, before = tuple(run.seed for run in probed), _means(found, "before")
-        for variant in dict.fromkeys(name for each in found for name in each["accuracy"]):
-            after = _means(found, variant)
-            newest = [each["accuracy"][variant][-1] for each in found]
-            row = [label, variant, mean_text(after), mean_text(_means(found, variant, but=1)), mean_text(newest)]
+        probed = [(run.seed, probe) for run in runs if (probe := read_probe(run))]
+        seeds, found = tuple(seed for seed, _ in probed), [accuracies(probe) for _, probe in probed]
+        for variant in dict.fromkeys(name for each in found for name in each):
+            old, newest, after = (tuple(each[variant][at] for each in found) for at in range(3))
+            row = [label, variant, *map(mean_text, (after, old, newest))]
             if variant == "before":
-                rows.append([*row, "", "", "", _nearer(found)])
+                before = after
+                rows.append([*row, "", "", "", _nearer([probe for _, probe in probed])])
                 continue
             apart, told = tested("all tasks", before, after, seeds, paired=True), ["", "", ""]
             if len(seeds) >= FEW and apart.p is not None:
                 told = [f"{apart.difference:+.2f}", _interval(apart), f"{_higher(apart)} of {len(seeds)} higher"]
             rows.append([*row, *told, ""])
     return rows
-
-
-def _means(found: Sequence[Mapping[str, Any]], variant: str, but: int = 0) -> tuple[float, ...]:
-    """Of each probe, the mean over tasks, the last ``but`` of them left out."""
-    rows = [each["accuracy"][variant] for each in found]
-    return tuple(sum(row[: len(row) - but]) / (len(row) - but) for row in rows)
 
 
 def _nearer(found: Sequence[Mapping[str, Any]]) -> str:
