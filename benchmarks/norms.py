@@ -12,9 +12,12 @@ Memory is the peak of what a forward and backward pass allocates beyond its inpu
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 import statistics
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -78,6 +81,20 @@ def time_ratio(run: Run, reference: Run, pairs: int, device: str) -> float:
     return statistics.median(ratios)
 
 
+@contextlib.contextmanager
+def without_errors() -> Iterator[None]:
+    """Inside, what libraries write to the error stream is lost; torch's profiler writes six lines a use."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
 def peak_bytes(run: Run, device: str) -> int:
     """The most that is allocated at once during a run, beyond what was there before."""
     run()
@@ -86,7 +103,8 @@ def peak_bytes(run: Run, device: str) -> int:
         before = torch.cuda.memory_allocated()
         run()
         return torch.cuda.max_memory_allocated() - before
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    only_cpu = [torch.profiler.ProfilerActivity.CPU]
+    with without_errors(), torch.profiler.profile(activities=only_cpu, profile_memory=True) as profile:
         run()
     events = profile.profiler.kineto_results.events()
     changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")

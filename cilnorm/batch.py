@@ -170,7 +170,8 @@ def modules_within(model: nn.Module, *roles: Role) -> list[nn.Module]:
         module = waiting.pop()
         if id(module) not in found and module.__dict__.get("role", "learning") in roles:
             found[id(module)] = module
-            waiting += [child for child in reversed(module._modules.values()) if child is not None]
+            if module._modules:
+                waiting += [child for child in reversed(module._modules.values()) if child is not None]
     return list(found.values())
 
 

@@ -78,10 +78,12 @@ class Telling:
         rows: what was told.
         repeat: whether a layer may use it more than once.
         open: whether it may still be used.
+        count: how many rows there are.
     """
 
     def __init__(self, rows: Rows, repeat: bool = False) -> None:
         self.rows, self.repeat, self.open = rows, repeat, True
+        self.count = len(rows.past)  # asked once: a tensor takes its time to answer, and there are many layers
         self.taken = [False]  # shared with whoever must know later whether anybody asked for the terms
         self._terms: dict[str, list[Tensor]] = {}
 
@@ -165,7 +167,7 @@ class RowsAware(nn.Module):
     def receive(self, telling: Telling, rows: Rows) -> None:
         """Takes a telling in the place of any other; ``rows`` are its rows on this module's device."""
         # Past nn.Module's own way of setting an attribute, which takes longer than all else here.
-        self.__dict__["_told"] = Told(telling, rows, self.reduce(rows), len(rows.past))
+        self.__dict__["_told"] = Told(telling, rows, self.reduce(rows), telling.count)
 
     def forget(self) -> None:
         """Knows nothing of any batch, as when it was new."""

@@ -10,8 +10,8 @@ With several processes the function sees the moments of the rows of all of them,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -25,6 +25,20 @@ aten = torch.ops.aten
 Algebra = Callable[..., tuple[Tensor, ...]]
 LINE = 256  # values side by side for which torch's kernels on the CPU run at full speed
 BLOCK = 128 * 1024  # values; half a megabyte stays in the cache from one operation to the next
+SMALL = 16  # pixels of a map, below which batch norm's kernel finds its moments soonest
+
+
+@runtime_checkable
+class WithGradient(Protocol):
+    """Algebra that knows its own gradient, which is several times as fast as to do it anew with autograd."""
+
+    def forward(
+        self, mean: Tensor, var: Tensor, *values: Tensor | None
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor | None, ...]]:
+        """What calling it returns, and what ``gradient`` needs."""
+
+    def gradient(self, kept: Sequence[Tensor | None], of_scale: Tensor, of_shift: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradients of mean, var and the values from those (N, C) of scale and shift."""
 
 
 def normalise(x: Tensor, algebra: Algebra, ranks: Ranks | None, *values: Tensor | None) -> tuple[Tensor, ...]:
@@ -57,17 +71,24 @@ class _Normalise(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, algebra: Algebra, ranks: Ranks | None, *values: Tensor | None) -> Any:
         mean, var = moments(x)
+        ctx.algebra, ctx.ranks = algebra, ranks
+        ctx.set_materialize_grads(False)
+        if ranks is None and isinstance(algebra, WithGradient):
+            (scale, shift, *others), kept = algebra.forward(mean, var, *values)
+            ctx.save_for_backward(x, mean, scale, *kept)
+            ctx.mark_non_differentiable(*others)
+            return affine(x, mean, scale, shift), *others
         everywhere = _gather(ranks, mean, var)
         scale, shift, *others = algebra(*everywhere, *values)
         y = affine(x, mean, _own(ranks, scale, mean), _own(ranks, shift, mean))
-        ctx.algebra, ctx.ranks, ctx.dtype = algebra, ranks, mean.dtype
-        ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, mean, *everywhere, *values)
         return y, *others
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor | None, *of_others: Tensor | None) -> tuple[Tensor | None, ...]:
+        if ctx.ranks is None and isinstance(ctx.algebra, WithGradient):
+            return _by_its_own_gradient(ctx, g)
         x, mean, *small = ctx.saved_tensors
         wanted = [True, True, *ctx.needs_input_grad[3:]]
         with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
@@ -88,6 +109,17 @@ class _Normalise(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             dx = _gradient(ctx.ranks, g, x, mean, scale.detach(), total, grads[:2])
         return dx, None, None, *grads[2:]
+
+
+def _by_its_own_gradient(ctx: Any, g: Tensor | None) -> tuple[Tensor | None, ...]:
+    x, mean, scale, *kept = ctx.saved_tensors
+    if g is None:
+        return (None,) * len(ctx.needs_input_grad)
+    g = _passes.like(g, x)
+    total, dot = sums(g, x, mean)
+    dmean, dvar, *of_values = ctx.algebra.gradient(kept, dot, total)
+    dx = _gradient(None, g, x, mean, scale, total, [dmean, dvar]) if ctx.needs_input_grad[0] else None
+    return dx, None, None, *of_values
 
 
 def _gradient(
@@ -126,8 +158,7 @@ def _own(ranks: Ranks | None, value: Tensor, mean: Tensor) -> Tensor:
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance (N, C) of every row and channel."""
     if _lies_in_planes(x):
-        mean, var = torch.batch_norm_update_stats(_planes(x), None, None, 0.0)
-        return mean.view(x.shape[:2]), var.view(x.shape[:2])
+        return _moments_of_planes(x)
     if not _lies_in_pixels(x):
         var, mean = torch.var_mean(x.to(statistics_dtype(x)), (2, 3), correction=0)
         return mean, var
@@ -143,6 +174,23 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     mean, square = found.view(2, len(x), -1, x.shape[1]).sum(2).div_(area).unbind()
     var = torch.addcmul(square, mean, mean, value=-1).clamp_min_(0)
     return mean.add_(pilot[:, 0, : x.shape[1]]), var
+
+
+def _moments_of_planes(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Some planes at a time: their mean, then the mean square around it, while they are in the cache."""
+    area = x.shape[2] * x.shape[3]
+    if area < SMALL:
+        mean, var = torch.batch_norm_update_stats(_planes(x), None, None, 0.0)
+        return mean.view(x.shape[:2]), var.view(x.shape[:2])
+    planes, count = x.view(-1, area), max(1, 2 * BLOCK // area)
+    mean, norm = x.new_empty(len(planes), 1), x.new_empty(len(planes))
+    around = x.new_empty(min(count, len(planes)), area)
+    for at in range(0, len(planes), count):
+        some = planes[at : at + count]
+        rest = around[: len(some)]
+        torch.sub(some, torch.mean(some, 1, keepdim=True, out=mean[at : at + count]), out=rest)
+        torch.linalg.vector_norm(rest, dim=1, out=norm[at : at + count])
+    return mean.view(x.shape[:2]), norm.square_().div_(area).view(x.shape[:2])
 
 
 def affine(x: Tensor, centre: Tensor, scale: Tensor, shift: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ and shapes depend on the number of rows only, so a compiled layer stays compiled
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Protocol
@@ -139,30 +140,69 @@ def normalise_rows(
     """y, mean_s μ_s, mean_s v_s · n / (n − 1); the last two carry no gradient."""
 
     plan = planner.plan(torch.float64 if x.dtype == torch.float64 else torch.float32)
+    y, mean, var = normalise(x, RowAlgebra(plan, eps), ranks, weight, bias)
+    count = (plan.count * (x.shape[2] * x.shape[3])).to(var.dtype)
+    return y, mean, var * (count / (count - 1).clamp(min=1))
 
-    def algebra(mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor, ...]:
-        dtype = mean.dtype
-        of_rows, of_splits, average = plan.of_rows, plan.of_splits, plan.average
+
+@dataclass(frozen=True, eq=False)
+class RowAlgebra:
+    """Scale, shift (N, C), mean_s μ_s and mean_s v_s (C,) from the moments of rows; the last two carry no gradient."""
+
+    plan: RowPlan
+    eps: float
+
+    def __call__(self, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor, ...]:
+        gain = self.plan.gain
+        weight, bias = (value if value is None else _with_gain(value.to(mean.dtype), gain) for value in (weight, bias))
+        scale, shift, centre, split_var = self.forward(mean, var, weight, bias)[0]
+        return scale, shift, centre.detach(), split_var.detach()
+
+    def forward(
+        self, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor | None, ...]]:
+        """The same, and what ``gradient`` needs."""
+        channels, of_rows, of_splits = mean.shape[1], self.plan.of_rows, self.plan.of_splits
         # Around a pilot, since a mean of squares less a squared mean is noise where the mean is large.
         pilot = mean.detach().mean(0)
         mean = mean - pilot
-        centre = of_rows @ mean
-        between = (of_rows @ mean.square() - centre.square()).clamp_min(0)
-        split_var = of_rows @ var + between
-        inverse = torch.rsqrt(split_var + eps)
-        scale = of_splits @ inverse
-        shift = scale * mean - of_splits @ (inverse * centre)
+        centre, square, within = (of_rows @ torch.cat([mean, mean.square(), var], 1)).split(channels, 1)
+        split_var = within + (square - centre.square()).clamp_min(0)
+        inverse = torch.rsqrt(split_var + self.eps)
+        plain_scale, offset = (of_splits @ torch.cat([inverse, inverse * centre], 1)).split(channels, 1)
+        plain_shift = torch.addcmul(-offset, plain_scale, mean)
+        scale, shift = plain_scale, plain_shift
         if weight is not None:
-            weight = _with_gain(weight.to(dtype), plan.gain)
             scale, shift = scale * weight, shift * weight
         if bias is not None:
-            shift = shift + _with_gain(bias.to(dtype), plan.gain)
-        running = average @ centre + pilot, average @ split_var
-        return scale, shift, running[0].detach(), running[1].detach()
+            shift = shift + bias
+        running = (self.plan.average @ torch.cat([centre, split_var], 1)).split(channels)
+        kept = mean, centre, inverse, plain_scale, plain_shift, weight, bias
+        return (scale, shift, running[0] + pilot, running[1]), kept
 
-    y, mean, var = normalise(x, algebra, ranks, weight, bias)
-    count = (plan.count * (x.shape[2] * x.shape[3])).to(var.dtype)
-    return y, mean, var * (count / (count - 1).clamp(min=1))
+    def gradient(self, kept: Sequence[Tensor | None], of_scale: Tensor, of_shift: Tensor) -> tuple[Tensor | None, ...]:
+        """Of mean and var (N, C), γ and β (C,), from those of scale and shift (N, C)."""
+        mean, centre, inverse, plain_scale, plain_shift = (value for value in kept[:-2] if value is not None)
+        weight, bias = kept[-2:]
+        channels, plan = mean.shape[1], self.plan
+        dweight = dbias = None
+        if weight is not None:
+            each = torch.addcmul(of_scale * plain_scale, of_shift, plain_shift)
+            dweight = self._summed(each).to(weight.dtype)
+        if bias is not None:
+            dbias = self._summed(of_shift).to(bias.dtype)
+        if weight is not None:
+            of_scale, of_shift = of_scale * weight, of_shift * weight
+        of_rows = torch.cat([torch.addcmul(of_scale, of_shift, mean), of_shift], 1)
+        of_inverse, pull = (plan.of_splits.T @ of_rows).split(channels, 1)
+        of_var = torch.addcmul(of_inverse, pull, centre, value=-1) * inverse.pow(3) * -0.5
+        of_centre = torch.addcmul(pull * inverse, centre, of_var, value=2).neg_()
+        dmean, dvar = (plan.of_rows.T @ torch.cat([of_centre, of_var], 1)).split(channels, 1)
+        dmean = torch.addcmul(torch.addcmul(dmean, mean, dvar, value=2), of_shift, plain_scale)
+        return dmean, dvar, dweight, dbias
+
+    def _summed(self, value: Tensor) -> Tensor:
+        return (value if self.plan.gain is None else value * self.plan.gain).sum(0)
 
 
 def _with_gain(value: Tensor, gain: Tensor | None) -> Tensor:
