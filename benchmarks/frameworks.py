@@ -116,10 +116,10 @@ class Record:
         self.seconds[-1].append(time.process_time() - self._since)
 
 
-def write_few(root: Path, folder: Path, each: int) -> None:
+def write_few(root: Path, folder: Path, each: int, tested: int = TESTED) -> None:
     """The first images of every class, as CIFAR-100's own files."""
     data = registry.load().datasets["cifar100"].build(root)
-    train, test = (data.train_images, data.train_labels, each), (data.test_images, data.test_labels, TESTED)
+    train, test = (data.train_images, data.train_labels, each), (data.test_images, data.test_labels, tested)
     contents: dict[str, Any] = {"meta": {"fine_label_names": list(data.class_names)}}
     for name, (images, labels, count) in (("train", train), ("test", test)):
         rows = torch.cat([(labels == label).nonzero()[:count, 0] for label in labels.unique()])
