@@ -66,7 +66,7 @@ def test_same_seed_same_bytes_and_another_seed_other_bytes(source, tmp_path):
 
 DRAWN = {
     "numerals": (1, "2e2f3e386c959c04772cf4d531c01ccee78e71389d9c20906c2e071c60be20f3"),
-    "textures": (1, "2ce1dc5ab491589c61d42c1c3f4f03546f782e7da6a4402296c139c2b00f6504"),
+    "textures": (2, "1b4446ec1f5ed454e72a22c9695ad8e530b192fcbd2e34e21de075bd1dea3680"),
 }
 
 
