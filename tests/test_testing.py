@@ -19,6 +19,7 @@ from cilnorm import registry as registries
 from cilnorm import testing
 from cilnorm.batch import Batch, CompositionAware, Task
 from cilnorm.cli import app as cli
+from cilnorm.experiment import runner
 from cilnorm.experiment.runner import run
 from cilnorm.hookspecs import Backbone, Dataset, Logger, Norm, hookimpl
 from cilnorm.hookspecs import Method as MethodRecord
@@ -422,6 +423,24 @@ def test_a_logger_says_what_it_writes() -> None:
     text = verdict(logger_checks(Logger("broken", writing)), "says_what_it_writes")
     assert "it wrote ['mine.txt']; add a pattern" in text
     testing.check_logger(Logger("whole", writing, files=("mine.txt",)))
+
+
+# All of them
+
+
+def test_checks_draw_no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would take most of a check's time."""
+    drawn: list[Any] = []
+    monkeypatch.setattr(runner, "draw_figures", lambda *told: drawn.append(told))
+    checks = [
+        *logger_checks(Logger("mine", writing, files=("mine.txt",))),
+        *method_checks(MethodRecord("plain", Plain)),
+        *norm_checks(Norm("layer", Forgiving)),
+    ]
+    for check in checks:
+        if check.promise in ("says_what_it_writes", "resumed_to_the_bit", "trains"):
+            check()
+    assert not drawn
 
 
 # From outside

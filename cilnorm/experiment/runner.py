@@ -8,7 +8,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from torch import Tensor
 
@@ -38,7 +38,7 @@ from cilnorm.training.precision import Precision, choose_precision, matmul_preci
 from cilnorm.training.randomness import initial_weights
 from cilnorm.training.ranks import joined
 
-__all__ = ["Result", "RunStopped", "resume", "run"]
+__all__ = ["Manner", "Result", "RunStopped", "resume", "run"]
 
 
 ECHO = 10.0  # seconds in which torchrun hands on a signal that came already
@@ -59,37 +59,49 @@ class Result:
     summary: dict[str, Any]
 
 
+class Manner(TypedDict, total=False):
+    """How a run is done, whatever it computes; keywords of ``run`` and ``resume``.
+
+    Attributes:
+        device: torch's name for it, or ``auto``, which is what it is by default.
+        data_root: where data sets lie; their own default otherwise.
+        registry: what can be chosen; all that is installed by default.
+        watch: called with every event, as events.jsonl has them, and with ``step`` events besides.
+        checkpoint_every: seconds between checkpoints within an epoch; one is written after every epoch anyway.
+        figures: whether the finished run is drawn, as by default; for a tiny one that is most of the time.
+    """
+
+    device: str
+    data_root: Path | None
+    registry: Registry | None
+    watch: Sequence[Watcher]
+    checkpoint_every: float | None
+    figures: bool
+
+
 def run(
     spec: Spec,
     out: Path | str | None = None,
     *,
-    device: str = "auto",
-    data_root: Path | None = None,
-    registry: Registry | None = None,
-    watch: Sequence[Watcher] = (),
     overwrite: bool = False,
     go_on: bool = False,
-    checkpoint_every: float | None = None,
+    **how: Unpack[Manner],
 ) -> Result:
     """Runs a spec from the first task to the last.
 
     Args:
         out: the run's folder; by default a new one under ``runs/``.
-        device: torch's name for it, or ``auto``.
-        data_root: where data sets lie; their own default otherwise.
-        watch: called with every event, as events.jsonl has them, and with ``step`` events besides.
         overwrite: replace a run that is in ``out`` already.
         go_on: resume one of the same spec that is there.
-        checkpoint_every: seconds between checkpoints within an epoch; one is written after every epoch anyway.
+        how: ``device``, ``data_root``, ``registry``, ``watch``, ``checkpoint_every`` and ``figures``, see ``Manner``.
 
     Raises:
         SpecError, DatasetError, FolderError: before anything is trained.
         RunStopped: during training; the folder keeps what was done.
         Interrupted: a signal ended it; what was done is saved.
     """
-    registry = registry or registries.load()
-    with _context(registry, device, data_root, watch, checkpoint_every) as context:
-        first = context.ranks.first
+    with _context(**how) as context:
+        registry, first = context.registry, context.ranks.first
         path = first(lambda: Path(out) if out else default_folder(spec))
         if not (go_on and first(lambda: is_begun(path, spec, registry))):
             if not go_on:  # else another process may be about to begin it
@@ -103,36 +115,35 @@ def run(
         return _resume(context, path)
 
 
-def resume(
-    folder: Path | str,
-    *,
-    device: str = "auto",
-    data_root: Path | None = None,
-    registry: Registry | None = None,
-    watch: Sequence[Watcher] = (),
-    checkpoint_every: float | None = None,
-) -> Result:
+def resume(folder: Path | str, **how: Unpack[Manner]) -> Result:
     """Continues a run from its last checkpoint, to the same numbers as if it had never stopped.
+
+    Args:
+        how: see ``Manner``.
 
     Raises:
         SpecError, DatasetError, FolderError, CheckpointError: it can't be continued.
     """
-    registry = registry or registries.load()
-    with _context(registry, device, data_root, watch, checkpoint_every) as context:
+    with _context(**how) as context:
         context.ranks.first(lambda: RunFolder.require(Path(folder)))  # nothing is made where no run is
         return _resume(context, Path(folder))
 
 
 @contextmanager
 def _context(
-    registry: Registry, device: str, data_root: Path | None, watch: Sequence[Watcher], checkpoint_every: float | None
+    device: str = "auto",
+    data_root: Path | None = None,
+    registry: Registry | None = None,
+    watch: Sequence[Watcher] = (),
+    checkpoint_every: float | None = None,
+    figures: bool = True,
 ) -> Iterator[RunContext]:
     """What the run is done with, the processes that share it included; where they do, one alone is watched."""
-    here = place()
+    registry, here = registry or registries.load(), place()
     on = pick_device(device, here)
     with joined(here, on) as ranks:
         stops = Interruptions(checkpoint_every, 0.0 if ranks.alone else ECHO)
-        yield RunContext(registry, on, data_root, watch if ranks.leads else (), stops, ranks)
+        yield RunContext(registry, on, data_root, watch if ranks.leads else (), stops, ranks, figures)
 
 
 def _resume(context: RunContext, path: Path) -> Result:
@@ -157,7 +168,7 @@ def _rest(context: RunContext, folder: RunFolder, spec: Spec, parts: Assembly) -
         tell(Warned(warning))
     run = Running(spec, parts, state, folder, tell, context.stops)
     with closing(parts), matmul_precision(_precision(run)):
-        return _learn(run, context.registry)
+        return _learn(run, context)
 
 
 def _read_state(spec: Spec, parts: Assembly, folder: RunFolder) -> tuple[RunState, str]:
@@ -166,12 +177,12 @@ def _read_state(spec: Spec, parts: Assembly, folder: RunFolder) -> tuple[RunStat
     return parts.ranks.in_turn(lambda: saved.read(parts.net, parts.stream.tasks, only_look=not leads))
 
 
-def _learn(run: Running, registry: Registry) -> Result:
+def _learn(run: Running, context: RunContext) -> Result:
     """Task after task: grow, train phase after phase, measure anew, remember, choose exemplars, evaluate."""
     spec, parts, state, folder, tell = run.spec, run.parts, run.state, run.folder, run.tell
     with record_failure(spec, state, folder, tell, tasks=len(parts.tasks(spec))):
         about = parts.images, parts.order, parts.train.shape, parts.ranks.size
-        changed = folder.write_environment(registry, parts.device, *about)
+        changed = folder.write_environment(context.registry, parts.device, *about)
         if state.task < len(parts.tasks(spec)):  # who reads the summary of a finished run finds it finished
             folder.write_summary("running", state)
         at = parts.images.notice, state.steps, list(state.matrix)
@@ -199,7 +210,7 @@ def _learn(run: Running, registry: Registry) -> Result:
             folder.write_summary("running", state)
             _save(run)
         title = f"{spec.method} x {spec.norm}, {spec.backbone}, {spec.dataset}, seed {spec.seed}"
-        if parts.ranks.leads:
+        if context.figures and parts.ranks.leads:
             draw_figures(folder.path / "figures", state.matrix, title, folder.sizes)
         summary = folder.write_summary("finished", state, steps=state.steps, seconds=round(tell.seconds, 2))
     tell(RunEnded(summary))

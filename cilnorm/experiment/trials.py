@@ -48,6 +48,7 @@ class RunContext:
     watch: Sequence[Watcher]
     stops: Interruptions
     ranks: Ranks = ALONE
+    figures: bool = True
 
     def assemble(self, spec: Spec) -> Assembly:
         """The parts of a run of this spec; see ``cilnorm.experiment.rehearsal``."""

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from cilnorm.experiment.loggers import Loggers
 from cilnorm.experiment.runner import run
@@ -56,7 +57,8 @@ def says_what_it_writes(record: Logger) -> None:
         for name, loggers in (("without", []), ("with", [record.name])):
             place = Path(folder) / name
             with Loggers(loggers, registry) as watch:
-                run(toys.toy_spec(registry), place, device="cpu", registry=registry, watch=[watch])
+                where: dict[str, Any] = {"device": "cpu", "registry": registry, "figures": False}
+                run(toys.toy_spec(registry), place, watch=[watch], **where)
             found.append({path.relative_to(place).as_posix() for path in place.rglob("*") if path.is_file()})
         own = found[1] - found[0]
         wants(found[0] <= found[1], f"it removed {sorted(found[0] - found[1])[:1]} of the run")

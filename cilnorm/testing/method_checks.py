@@ -199,7 +199,7 @@ def resumed_to_the_bit(record: Record) -> None:
             raise KeyboardInterrupt
 
     with tempfile.TemporaryDirectory() as folder, toys.one_thread():
-        where: dict[str, Any] = {"device": "cpu", "registry": registry}
+        where: dict[str, Any] = {"device": "cpu", "registry": registry, "figures": False}
         whole = runner.run(spec, Path(folder) / "whole", **where)
         with suppress(KeyboardInterrupt):
             runner.run(spec, Path(folder) / "cut", watch=[stop], **where)

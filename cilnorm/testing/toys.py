@@ -86,7 +86,7 @@ def toy_spec(registry: Registry, **asked: Any) -> Spec:
 def toy_run(registry: Registry, watch: Callable[[dict[str, Any]], None] | None = None, **asked: Any) -> Result:
     """Runs that on the CPU in a folder that is gone afterwards."""
     with tempfile.TemporaryDirectory() as folder:
-        where: dict[str, Any] = {"device": "cpu", "registry": registry}
+        where: dict[str, Any] = {"device": "cpu", "registry": registry, "figures": False}
         return run(toy_spec(registry, **asked), Path(folder) / "run", watch=[watch] if watch else [], **where)
 
 

@@ -97,6 +97,17 @@ def test_a_run_leaves_all_that_it_should(figures: None, finished: Result, tiny: 
     assert "(extra)" in environment["plugins"]
 
 
+def test_a_run_draws_no_figures_where_none_are_wanted(
+    figures: None, tiny: Tiny, registry: Registry, tmp_path: Path
+) -> None:
+    spec, where = tiny(tasks=2, classes=4, epochs=1), {"registry": registry, "figures": False, **CPU}
+    drawn = [run(spec, tmp_path / "whole", **where).folder]
+    with pytest.raises(Power):
+        run(spec, tmp_path / "cut", watch=[failing_at("accuracy", 1)], **where)
+    drawn.append(resume(tmp_path / "cut", **where).folder)
+    assert not [path for folder in drawn for path in (folder / "figures").iterdir()]
+
+
 def test_the_confusion_of_tasks_agrees_with_the_accuracies(finished: Result) -> None:
     confusion = read_confusion(finished.folder)
     assert [len(after) for after in confusion] == [1, 2, 3]
