@@ -23,10 +23,10 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from benchmarks.told import tell
 from cilnorm import registry
 from cilnorm.batch import Composition
 from cilnorm.norms import convert_norms, finish_norms, norm_act_factory, norm_factory
+from cilnorm.testing.toys import tell
 
 TABLE = Path(__file__).parent.parent / "docs" / "architectures.md"
 COMPOSITION = Composition(6, 2, 2)

@@ -23,10 +23,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.told import tell
 from cilnorm import registry
 from cilnorm.batch import Composition
 from cilnorm.norms import finish_norms, norm_factory
+from cilnorm.testing.toys import tell
 
 COMPOSITION = Composition(48, 16, 9)
 SHAPES = [(64, 16, 32, 32), (64, 32, 16, 16), (64, 64, 8, 8), (64, 512, 7, 7)]

@@ -66,6 +66,9 @@ class Norm(Record):
         finish: changes the rest of a network that the norm's layers stand in, in place (its convolutions, say); called
             with the network once they do. Calling it twice is calling it once.
         undo: takes that back, before other layers come in their place.
+        one_process: whether its layers can't share a batch among processes, so that a run on several is refused. Layers
+            that can have ``synchronise(group=None)``: from then on, while their attribute ``synchronised`` is true,
+            training looks at the rows of all processes together.
         check: compares the layer with a slow reference, in a second or so, and raises if they differ; for
             ``cilnorm doctor``.
     """
@@ -76,6 +79,7 @@ class Norm(Record):
     check: Callable[[], None] | None = None
     finish: Callable[[Any], None] | None = None
     undo: Callable[[Any], None] | None = None
+    one_process: bool = False
 
 
 @dataclass(frozen=True)

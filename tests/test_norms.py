@@ -15,11 +15,11 @@ import torchvision
 from timm.layers import BatchNormAct2d, convert_sync_batchnorm, freeze_batch_norm_2d
 from torch import nn
 
-from benchmarks.told import tell
 from cilnorm import registry
 from cilnorm.batch import Composition
 from cilnorm.hookspecs import Norm
 from cilnorm.norms import convert_norms, finish_norms, norm_act_factory, norm_factory
+from cilnorm.testing.toys import tell
 from cilnorm_norms.task_balanced import TaskBalancedBatchNorm2d
 from tests.conftest import ROOT
 

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from benchmarks.told import tell
 from cilnorm import registry
 from cilnorm.batch import Composition, set_composition
 from cilnorm.norms import finish_norms, norm_factory
+from cilnorm.testing.toys import tell
 
 pytestmark = pytest.mark.slow
 

@@ -12,10 +12,10 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import cilnorm
-from benchmarks.told import tell
 from cilnorm import registry
 from cilnorm.batch import Composition
 from cilnorm.norms import convert_sync, finish_norms, norm_act_factory, norm_factory
+from cilnorm.testing.toys import tell
 
 pytestmark = pytest.mark.slow
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typer.testing import CliRunner
 
+import cilnorm_norms.batch
 from cilnorm import registry as registries
 from cilnorm import testing
 from cilnorm.batch import Batch, CompositionAware, Task
@@ -101,6 +103,43 @@ class Unfinished(CompositionAware, nn.BatchNorm2d):
         pass
 
 
+class Apart(cilnorm_norms.batch.BatchNorm2d):
+    """Looks at the rows of one process, whatever it is told."""
+
+    def ranks(self) -> None:
+        return None
+
+
+class OwnAverages(cilnorm_norms.batch.BatchNorm2d):
+    """Normalises by the statistics of all processes, and keeps those of its own rows."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.mine = x.detach().mean((0, 2, 3))
+        return super().forward(x)
+
+    def track(self, mean: Tensor, var: Tensor) -> None:
+        super().track(self.mine, var)
+
+
+class Centred(nn.Module):
+    """Subtracts the mean of the rows at hand, and has no way to know of others."""
+
+    def __init__(self, num_features: int, **named: Any):
+        super().__init__()
+        self.register_buffer("average", torch.zeros(num_features, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = x.mean((0, 2, 3), keepdim=True)[0] if self.training else self.average
+        if self.training:
+            self.average.lerp_(mean.detach(), 0.1)
+        return x - mean
+
+
+class Refusing(cilnorm_norms.batch.BatchNorm2d):
+    def synchronise(self, process_group: Any = None) -> None:
+        raise ValueError("no group of mine")
+
+
 class Forgiving(nn.GroupNorm):
     def __init__(
         self,
@@ -127,6 +166,10 @@ NORMS: list[tuple[type[nn.Module], dict[str, Any], str, str]] = [
     (nn.BatchNorm2d, {"composition_aware": True}, "claims", "do not derive from cilnorm.batch.CompositionAware"),
     (nn.BatchNorm2d, {}, "checkpointing", "look at cilnorm.rows_aware.recomputing()"),
     (Branching, {}, "compiled", "read no value of a tensor"),
+    (Apart, {}, "two_processes", "give the layer synchronise(group=None), from which on training sums"),
+    (OwnAverages, {}, "two_processes", "or say one_process=True in the record: buffer running_mean differs"),
+    (Centred, {}, "two_processes", "or say one_process=True in the record: output differs"),
+    (Refusing, {}, "two_processes", "in one of two processes it raised ValueError: no group of mine"),
 ]
 
 
@@ -142,6 +185,20 @@ def test_a_broken_norm_is_caught(build: type[nn.Module], claims: dict[str, Any],
 
 def test_a_norm_that_needs_nothing_is_whole() -> None:
     testing.check_norm(Norm("layer", Forgiving))
+
+
+@pytest.mark.parametrize(
+    ("record", "why"),
+    [
+        (Norm("of-torch", nn.BatchNorm2d), "BatchNorm2d has no synchronise(group)"),
+        (Norm("centred", Centred, one_process=True), "its record says one_process"),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_a_norm_of_one_process_is_left_out_as_the_engine_refuses_it(record: Norm, why: str) -> None:
+    (check,) = [each for each in norm_checks(record) if each.promise == "two_processes"]
+    with pytest.raises(testing.NotChecked, match=f"a run of several processes is refused: {re.escape(why)}"):
+        check()
 
 
 # Methods

@@ -18,7 +18,7 @@ commands = typer.Typer()
 def check_command(
     distribution: Annotated[str, typer.Argument(help="The pip-installed package that brings the plugins.")],
     names: Annotated[list[str] | None, typer.Option("--name", help="This record alone; may be repeated.")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Leave out what compiles.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Leave out what compiles or starts processes.")] = False,
     data_root: Annotated[Path | None, typer.Option(help="Where its data sets' images lie; also CILNORM_DATA.")] = None,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:

@@ -15,6 +15,7 @@ from cilnorm.batch import Composition, CompositionAware, CompositionWarning, Tas
 from cilnorm.data.pixel_cache import image_set
 from cilnorm.files import in_words
 from cilnorm.heads import Linear
+from cilnorm.hookspecs import Norm
 from cilnorm.images import DatasetError, ImageSet
 from cilnorm.method import Method
 from cilnorm.network import Network
@@ -30,7 +31,7 @@ from cilnorm.training.randomness import initial_weights
 from cilnorm.training.ranks import ALONE, Ranks
 from cilnorm.training.streamed_images import StreamedImages, fits
 
-__all__ = ["Assembly", "assemble", "backbone_builder", "pick_device"]
+__all__ = ["Assembly", "assemble", "backbone_builder", "pick_device", "why_not_shared"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,7 +155,7 @@ def assemble(
         with initial_weights(spec.seed), contain_exit(f"the network {spec.backbone} with {spec.norm}"):
             net = method.network(backbone_builder(spec, registry, method.signed_embedding))
             _check_statistics(spec, net.backbone)
-            _check_shared(spec, net.backbone, ranks)
+            _check_shared(spec, registry.norms[spec.norm], net.backbone, ranks)
             _check_maps(spec, method, net.backbone, images)
             if isinstance(net.head, Linear):
                 net.head.start = spec.protocol.head_start
@@ -255,7 +256,7 @@ def _check_statistics(spec: Spec, backbone: nn.Module) -> None:
         )
 
 
-def _check_shared(spec: Spec, backbone: nn.Module, ranks: Ranks) -> None:
+def _check_shared(spec: Spec, norm: Norm, backbone: nn.Module, ranks: Ranks) -> None:
     """Refuses what several processes can't share.
 
     Raises:
@@ -274,9 +275,15 @@ def _check_shared(spec: Spec, backbone: nn.Module, ranks: Ranks) -> None:
             f"protocol.batches: shuffled makes batches of ever other numbers of rows, which {ranks.size} processes "
             "can't share; take stratified, or run it in one process"
         )
-    for layer in statistics_layers(backbone).values():
+    refused = why_not_shared(norm, backbone)
+    if refused:
+        raise SpecError(f"{spec.norm}: {refused}; run it in one process instead of {ranks.size}")
+
+
+def why_not_shared(norm: Norm, model: nn.Module) -> str:
+    """Why several processes can't share a batch that this norm's layers in a model look at; empty where they can."""
+    for layer in statistics_layers(model).values():
         if not callable(getattr(layer, "synchronise", None)):
-            raise SpecError(
-                f"{spec.norm}: {type(layer).__name__} has no synchronise(group), so its statistics would be those of "
-                f"one process's rows; run it in one process instead of {ranks.size}"
-            )
+            kind = type(layer).__name__
+            return f"{kind} has no synchronise(group), so its statistics would be those of one process's rows"
+    return "its record says one_process: its layers look at one process's rows alone" if norm.one_process else ""

@@ -97,7 +97,7 @@ def checks_of(
 
     Args:
         root: the folder of its data sets' images.
-        slow: whether those that compile are among them.
+        slow: whether those that compile or start processes are among them.
 
     Raises:
         PluginError: as of ``records_of``.

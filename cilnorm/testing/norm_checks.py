@@ -17,6 +17,7 @@ from cilnorm.norms import finish_norms, norm_factory
 from cilnorm.rows_aware import RowsAware
 from cilnorm.testing.checks import Broken, Check, attempt, equal, wants
 from cilnorm.testing.toys import registry_with, rows, tell, toy_run
+from cilnorm.testing.two_processes import two_processes
 
 __all__ = ["norm_checks"]
 
@@ -242,7 +243,8 @@ def trains(record: Norm) -> None:
 CHECKS: list[tuple[Callable[[Norm], None], bool]] = [
     (signature, False), (shape_and_type, False), (channels_last, False), (half_types, False),
     (evaluation_by_row, False), (state_round_trip, False), (copies, False), (gradients, False), (autocast, False),
-    (checkpointing, False), (claims, False), (untold, False), (timm, False), (trains, False), (compiled, True),
+    (checkpointing, False), (claims, False), (untold, False), (timm, False), (trains, False), (two_processes, True),
+    (compiled, True),
 ]  # fmt: skip
 
 

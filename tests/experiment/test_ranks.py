@@ -10,7 +10,7 @@ import json
 import multiprocessing
 import os
 import signal
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -207,11 +207,13 @@ def test_four_processes_equal_one(tmp_path: Path) -> None:
     [
         ({"rows": [8, 3]}, "rows 8:3: 2 processes can't share 8 current and 3 past rows equally; 1 can"),
         ({"protocol.batches": "shuffled"}, "shuffled makes batches of ever other numbers of rows"),
-        ({"norm": "of-torch"}, "BatchNorm2d has no synchronise.group."),
+        ({"norm": "of-torch"}, "of-torch: BatchNorm2d has no synchronise.group.*run it in one process instead of 2"),
+        ({"norm": "gn"}, "gn: its record says one_process: .*; run it in one process instead of 2"),
     ],
 )
 def test_what_processes_can_not_share_is_refused_before_training(asked: dict[str, Any], text: str) -> None:
-    registry = toys.registry_with("norm", Norm("of-torch", torch.nn.BatchNorm2d))
+    changed = load().norms["gn"] if asked.get("norm") == "gn" else Norm("of-torch", torch.nn.BatchNorm2d)
+    registry = toys.registry_with("norm", replace(changed, one_process=True))
     spec = toys.toy_spec(registry, backbone="resnet8", **{"rows": [8, 4], **asked})
     with pytest.raises(SpecError, match=text):
         assemble(spec, registry, torch.device("cpu"), None, Ranks(Place(0, 2, 0, 2)))

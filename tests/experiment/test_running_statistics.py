@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from benchmarks.told import tell as tell_rows_too
 from cilnorm import registry as registries
 from cilnorm.batch import Composition
 from cilnorm.cli.app import app
@@ -34,6 +33,7 @@ from cilnorm.running import (
     statistics_layers,
 )
 from cilnorm.spec import Spec, SpecError
+from cilnorm.testing.toys import tell as tell_rows_too
 from cilnorm.training.engine import Engine
 
 pytestmark = pytest.mark.slow
