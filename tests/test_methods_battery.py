@@ -1,5 +1,7 @@
 """Every method, and a stranger's, with several norms through two tasks of a tiny stream.
 
+What any method must show there is a function of the kit; that a stopped run goes on is held by ``test_own_plugins.py``.
+
 What is written in ``assets/first_losses.json`` are the terms of the first step of each task;
 ``python -m tests.test_methods_battery`` writes them anew, after a change that means to change them; with names of
 methods behind it, only theirs.
@@ -7,29 +9,21 @@ methods behind it, only theirs.
 
 from __future__ import annotations
 
-import copy
 import itertools
 import json
-import math
 import sys
-import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
-from cilnorm.batch import Batch, Composition
-from cilnorm.experiment import runner
-from cilnorm.method import Method, Past, Phase, Step
-from cilnorm.network import Network
+from cilnorm.batch import Composition
 from cilnorm.registry import Registry, load
 from cilnorm.spec import Settings, resolve
 from cilnorm.testing import toys
-from cilnorm.training.engine import Engine
+from cilnorm.testing.method_runs import Visit, past_stands_still, terms_are_finite, watched, weights_stand_still
 from tests import fake
 
 pytestmark = pytest.mark.slow
@@ -59,84 +53,17 @@ TERMS = {
     "two-phases": {"main": ["ce", "distil"], "tail": ["ce", "distil"]},
 }
 
-State = dict[str, Tensor]
 
-
-@dataclass
-class Visit:
-    """What an engine saw of one phase."""
-
-    engine: Engine
-    net: Network  # as it began
-    before: State
-    teacher: State
-    after: State = field(default_factory=dict)
-    targets: list[Tensor] = field(default_factory=list)
-    compositions: set[Composition] = field(default_factory=set)
-    terms: list[dict[str, float]] = field(default_factory=list)
-
-    @property
-    def task(self) -> int:
-        return self.engine.task.index
-
-    @property
-    def phase(self) -> Phase:
-        return self.engine.phase
-
-
-@dataclass(frozen=True)
-class Told(Method):
-    """A method that hands its terms on to a listener."""
-
-    inner: Method | None = None
-    listener: Any = None
-
-    def loss(self, step: Step) -> dict[str, Tensor]:
-        assert self.inner is not None
-        terms = self.inner.loss(step)
-        self.listener.append({name: term.item() for name, term in terms.items()})
-        return terms
-
-
-def copied(state: State) -> State:
-    return {name: tensor.clone() for name, tensor in state.items()}
-
-
-def teacher_state(past: Past | None) -> State:
-    return {} if past is None else {**copied(past.net.state_dict()), **copied(dict(past.tensors))}
-
-
-def watched(registry: Registry, method: str, norm: str, **asked: Any) -> list[Visit]:
+def watched_run(registry: Registry, method: str, norm: str, **asked: Any) -> list[Visit]:
     """Runs a cell; what each phase saw."""
-    visits: list[Visit] = []
-
-    class Recorder(Engine):
-        def __init__(self, *arguments: Any, **named: Any) -> None:
-            super().__init__(*arguments, **named)
-            self.visit = Visit(self, copy.deepcopy(self.net), copied(self.net.state_dict()), teacher_state(self.past))
-            self.method = Told(self.method, self.visit.terms)
-            visits.append(self.visit)
-
-        def step(self, batch: Batch) -> None:
-            self.visit.targets.append(batch.targets)
-            self.visit.compositions.add(batch.composition)
-            super().step(batch)
-
-        def finish_epoch(self) -> dict[str, float]:
-            self.visit.after = copied(self.net.state_dict())
-            return super().finish_epoch()
-
     spec = resolve("battery", registry, Settings({"battery": PRESET}, {}), method=method, norm=norm, **asked)
-    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
-        patch.setattr(runner, "engine_class", lambda *_: Recorder)
-        runner.run(spec, Path(folder) / "run", device="cpu", registry=registry)
-    return visits
+    return watched(spec, registry)
 
 
 @pytest.fixture(scope="module", params=itertools.product(METHODS, NORMS), ids="-".join)
 def cell(request: pytest.FixtureRequest, registry: Registry) -> tuple[str, str, list[Visit]]:
     method, norm = request.param
-    return method, norm, watched(registry, method, norm)
+    return method, norm, watched_run(registry, method, norm)
 
 
 Cell = tuple[str, str, list[Visit]]
@@ -148,38 +75,19 @@ def test_every_method_of_the_shelf_is_in_the_battery(registry: Registry) -> None
 
 def test_terms_are_finite_and_named(cell: Cell) -> None:
     method, _, visits = cell
+    terms_are_finite(visits)
     for visit in visits:
         for terms in visit.terms:
-            assert all(math.isfinite(value) for value in terms.values()), terms
             assert list(terms) == (TERMS[method][visit.phase.name] if visit.task else list(terms)[:1])
     assert [(visit.task, visit.phase.name) for visit in visits] == [(0, "main"), *((1, name) for name in TERMS[method])]
 
 
-def test_nothing_flows_into_the_teacher(cell: Cell) -> None:
-    _, _, visits = cell
-    for visit in visits:
-        past = visit.engine.past
-        if past is None:
-            continue
-        assert not past.net.training
-        assert all(not parameter.requires_grad and parameter.grad is None for parameter in past.net.parameters())
-        assert not any(tensor.requires_grad for tensor in past.tensors.values())
-        for name, tensor in teacher_state(past).items():
-            assert torch.equal(tensor, visit.teacher[name]), name
-        own = {parameter.data_ptr() for parameter in visit.engine.net.parameters()}
-        assert own.isdisjoint(parameter.data_ptr() for parameter in past.net.parameters())
+def test_the_past_stands_still(cell: Cell) -> None:
+    past_stands_still(cell[2])
 
 
-def test_what_stands_still_stands_still(cell: Cell, registry: Registry) -> None:
-    method, _, visits = cell
-    asked = registry.methods[method].build()
-    for visit in visits:
-        moving = {id(parameter) for parameter in asked.parameters(visit.net, visit.phase)}
-        for name, parameter in visit.net.named_parameters():
-            still = torch.equal(visit.before[name], visit.after[name])
-            if id(parameter) not in moving:
-                assert still, f"{name} moved in {visit.phase.name}"
-        assert any(not torch.equal(visit.before[name], visit.after[name]) for name, _ in visit.net.named_parameters())
+def test_nothing_moves_that_is_not_to_be_trained(cell: Cell, registry: Registry) -> None:
+    weights_stand_still(cell[2], registry.methods[cell[0]].build())
 
 
 def test_old_outputs_and_backbones_stand_still_where_the_paper_says_so(cell: Cell) -> None:
@@ -229,42 +137,15 @@ def test_first_losses_are_those_that_are_stored(cell: Cell) -> None:
 def test_a_backbone_in_evaluation_mode_keeps_its_statistics(registry: Registry, rows: str, moves: bool) -> None:
     """LUCIR's optional balanced phase holds them; PODNet's lets them go on."""
     method = {"train": "podnet", "eval": "lucir"}[rows]
-    last = watched(registry, method, "bn", balanced_epochs=1.0)[-1]
+    last = watched_run(registry, method, "bn", balanced_epochs=1.0)[-1]
     assert (last.phase.name, last.phase.backbone) == ("balanced", rows)
     statistics = [name for name in last.before if name.endswith("running_mean")]
     assert all(torch.equal(last.before[name], last.after[name]) is not moves for name in statistics)
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_an_interrupted_run_ends_with_the_same_bits(registry: Registry, method: str, tmp_path: Path) -> None:
-    """Stopped in the first epoch's middle of the second task's last phase: schedule, rows, teacher, importances."""
-    has_tail = hasattr(registry.methods[method].build, "balanced_epochs")
-    asked: dict[str, Any] = {"balanced_epochs": 1.0} if has_tail else {}
-    asked |= {"gradient_noise": 0.01} if method == "eeil" else {}
-    spec = resolve(
-        "battery", registry, Settings({"battery": PRESET}, {}), method=method, norm="tbbn", epochs=2, **asked
-    )
-    whole = runner.run(spec, tmp_path / "whole", device="cpu", registry=registry)
-    phases = len(registry.methods[method].build(**spec.method_options).phases(runner.Task(1, (2, 2))))
-
-    epochs = itertools.count()
-
-    def stop(event: dict[str, Any]) -> None:
-        if event["event"] == "epoch" and next(epochs) == 2 * phases + 1:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        runner.run(spec, tmp_path / "cut", device="cpu", registry=registry, watch=[stop])
-    resumed = runner.resume(tmp_path / "cut", device="cpu", registry=registry)
-    assert resumed.matrix == whole.matrix
-    ends = [torch.load(run.folder / "checkpoints" / "last.pt", weights_only=True) for run in (whole, resumed)]
-    for name, tensor in ends[0]["net"].items():
-        assert torch.equal(tensor, ends[1]["net"][name]), name
-
-
-@pytest.mark.parametrize("method", METHODS)
 def test_the_released_protocol_runs_to_its_end(registry: Registry, method: str) -> None:
-    visits = watched(registry, method, "tbbn", protocol="released")
+    visits = watched_run(registry, method, "tbbn", protocol="released")
     last = visits[-1]
     rows = {composition.past for composition in last.compositions}
     assert rows == ({0} if last.phase.rows in ("balanced", "seen", "held-out") else {4})
@@ -277,7 +158,7 @@ def test_the_released_protocol_runs_to_its_end(registry: Registry, method: str) 
 
 def test_the_released_second_phase_of_eeil_meets_every_stored_image_twice(registry: Registry) -> None:
     """44 current images and twice 16 stored ones in rows of 12, short batches left out."""
-    visits = watched(registry, "eeil", "bn", protocol="released")
+    visits = watched_run(registry, "eeil", "bn", protocol="released")
     assert [len(visit.targets) for visit in visits] == [2, 5, 6]
     assert [(visit.phase.name, visit.phase.rows) for visit in visits[1:]] == [
         ("main", "mixed"),
@@ -288,19 +169,19 @@ def test_the_released_second_phase_of_eeil_meets_every_stored_image_twice(regist
 
 
 def test_even_rows_are_the_memory_and_as_many_current_images(registry: Registry) -> None:
-    visit = watched(registry, "eeil", "bn", balanced_rows="even")[-1]
+    visit = watched_run(registry, "eeil", "bn", balanced_rows="even")[-1]
     targets = torch.cat(visit.targets)
     assert visit.compositions == {Composition(16, 0, 1)}
     assert torch.bincount(targets, minlength=4)[:2].tolist() == [8, 8]
     assert (len(targets), int((targets >= 2).sum())) == (32, 16)
-    again = watched(registry, "eeil", "bn", balanced_rows="even")[-1]
+    again = watched_run(registry, "eeil", "bn", balanced_rows="even")[-1]
     assert [t.tolist() for t in again.targets] == [t.tolist() for t in visit.targets]
 
 
 @pytest.mark.parametrize(("asked", "moves"), [({}, False), ({"protocol": "released"}, True)])
 def test_where_afc_measures_importance(registry: Registry, asked: dict[str, Any], moves: bool) -> None:
     """On the network itself, which then is tested and teaches with the statistics of that pass; or on a copy."""
-    first, second = watched(registry, "afc", "bn", **asked)[:2]
+    first, second = watched_run(registry, "afc", "bn", **asked)[:2]
     assert [asked.get("protocol") == "released", moves] == [first.engine.method.inner.measure_in_place, moves]
     for name, before in first.after.items():
         moved = not torch.equal(before, second.teacher[name])
@@ -314,7 +195,7 @@ def main(methods: Sequence[str]) -> None:
     torch.set_num_threads(1)
     registry = load(extra=[fake])
     cells = json.loads(STORED.read_text(encoding="utf-8"))
-    cells |= {m: {n: first_losses(watched(registry, m, n)) for n in NORMS} for m in methods}
+    cells |= {m: {n: first_losses(watched_run(registry, m, n)) for n in NORMS} for m in methods}
     STORED.write_text(json.dumps(cells, indent=1) + "\n", encoding="utf-8")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,8 +26,9 @@ from cilnorm.experiment.runner import run
 from cilnorm.hookspecs import Backbone, Dataset, Logger, Norm, hookimpl
 from cilnorm.hookspecs import Method as MethodRecord
 from cilnorm.images import DatasetError, ImageSet
-from cilnorm.method import Method, Past, Step
+from cilnorm.method import Method, Past, Phase, Step
 from cilnorm.network import Network
+from cilnorm.rows_aware import RowsAware
 from cilnorm.spec import SpecError
 from cilnorm.testing import collection, toys
 from cilnorm.testing.backbone_checks import backbone_checks
@@ -103,6 +104,71 @@ class Unfinished(CompositionAware, nn.BatchNorm2d):
         pass
 
 
+class Idle(Changed):
+    """Whose scale learns only where the images do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight if x.requires_grad else self.weight.detach()
+        return F.batch_norm(x, self.running_mean, self.running_var, weight, self.bias, self.training)
+
+
+class Relaid(Changed):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).contiguous()
+
+
+class Narrow(Changed):
+    """Sums in the type of its images."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        centred = x - x.mean((0, 2, 3), keepdim=True)
+        return centred / (centred.square().mean((0, 2, 3), keepdim=True) + self.eps).sqrt()
+
+
+class RoundedTwice(Changed):
+    """Its statistics are float32, and what follows is not."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+        y = F.batch_norm(wide, self.running_mean, self.running_var, None, None, self.training).to(x.dtype)
+        return y * self.weight.to(x.dtype)[:, None, None] + self.bias.to(x.dtype)[:, None, None]
+
+
+class Remembering(Changed):
+    """Goes backward with what the last pass left in the layer."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.scale = x.detach().std()
+        y = super().forward(x)
+        if y.requires_grad:
+            y.register_hook(lambda gradient: gradient * self.scale)
+        return y
+
+
+class Numbering(Unfinished):
+    """Reads the number of the task in its forward pass."""
+
+    def compose(self, composition: Any) -> None:
+        self.task = composition.task
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * (1 + self.task)
+
+
+class InPlaces(RowsAware, nn.BatchNorm2d):
+    """Knows every row, and takes the first twelve for the current ones."""
+
+    needs_rows = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.take(x)
+            x = x - x[:12].mean((0, 2, 3), keepdim=True)
+        return super().forward(x)
+
+
 class Apart(cilnorm_norms.batch.BatchNorm2d):
     """Looks at the rows of one process, whatever it is told."""
 
@@ -166,6 +232,14 @@ NORMS: list[tuple[type[nn.Module], dict[str, Any], str, str]] = [
     (nn.BatchNorm2d, {"composition_aware": True}, "claims", "do not derive from cilnorm.batch.CompositionAware"),
     (nn.BatchNorm2d, {}, "checkpointing", "look at cilnorm.rows_aware.recomputing()"),
     (Branching, {}, "compiled", "read no value of a tensor"),
+    (Idle, {}, "learns_alone", "weight gets no gradient where the images need none"),
+    (Relaid, {}, "channels_last", "keep the memory format of x"),
+    (Narrow, {}, "half_types", "compute in float32 inside and return the input's type"),
+    (RoundedTwice, {}, "half_rounding", "off by more than one rounding of the exact one"),
+    (Remembering, {}, "two_forwards", "keep what the backward pass needs with the pass"),
+    (Numbering, {"composition_aware": True}, "evaluation_by_row", "look at it in training only"),
+    (Numbering, {"composition_aware": True}, "compiled_for_ten_tasks", "reduce the composition to few numbers"),
+    (InPlaces, {"needs_rows": True}, "rows_in_any_order", "go by `self.take(x).rows`"),
     (Apart, {}, "two_processes", "give the layer synchronise(group=None), from which on training sums"),
     (OwnAverages, {}, "two_processes", "or say one_process=True in the record: buffer running_mean differs"),
     (Centred, {}, "two_processes", "or say one_process=True in the record: output differs"),
@@ -270,6 +344,35 @@ class Meddling(Plain):
 
 
 @dataclass(frozen=True)
+class Thawing(Plain):
+    """Trains its head, and moves the rest by itself."""
+
+    def parameters(self, net: Network, phase: Phase) -> Iterator[nn.Parameter]:
+        return net.head.parameters()
+
+    def loss(self, step: Step) -> dict[str, Tensor]:
+        with torch.no_grad():
+            next(iter(step.net.backbone.parameters())).mul_(0.9)
+        return super().loss(step)
+
+
+@dataclass(frozen=True)
+class Restless(Plain):
+    """Asks the past in training mode, so that its running statistics move."""
+
+    def remember(self, net: Network, task: Task, batches: Callable[[], Iterable[Batch]]) -> Past | None:
+        return Past(copy.deepcopy(net).eval().requires_grad_(False))
+
+    def loss(self, step: Step) -> dict[str, Tensor]:
+        terms = super().loss(step)
+        if step.past is not None:
+            step.past.net.train().observe(step.batch.composition)
+            terms["distil"] = F.mse_loss(step.out.embedding, step.past.net(step.batch.images).embedding)
+            step.past.net.eval()
+        return terms
+
+
+@dataclass(frozen=True)
 class Misspelt(Plain):
     released = {"strenght": 2.0}  # noqa: RUF012
 
@@ -288,6 +391,8 @@ METHODS: list[tuple[Any, str, str]] = [
     (Endless, "terms_are_named_numbers", "terms must be finite"),
     (Keeping, "nothing_flows_into_the_past", "keep copy.deepcopy(net)"),
     (Leaking, "nothing_flows_into_the_past", "call .requires_grad_(False) on the copy"),
+    (Thawing, "two_tasks", "moved, which parameters() does not give"),
+    (Restless, "two_tasks", "training reaches ['backbone.bn1.running_mean'] of the past"),
     (Meddling, "what_stands_still_stands_still", "leave updates to the optimiser"),
     (Misspelt, "released_names_fields", "which are no fields of it nor `protocol.FIELD`"),
     (Loose, "is_a_method", "every option needs a default"),
@@ -358,6 +463,12 @@ class AfterReLU(Shallow):
         return embedding, [F.relu(each) for each in maps]
 
 
+class Copied(Shallow):
+    def forward(self, images: Tensor) -> Any:
+        embedding, maps = super().forward(images)
+        return embedding, [each.detach() for each in maps]
+
+
 class Nameless(Shallow):
     dim = "8"  # type: ignore[assignment]
 
@@ -370,6 +481,7 @@ class Nameless(Shallow):
 BACKBONES: list[tuple[type[nn.Module], str, str]] = [
     (NoMaps, "embedding_and_maps", "return the output of each stage"),
     (Bare, "embedding_and_maps", "return (embedding, maps)"),
+    (Copied, "maps_are_its_own", "return the maps themselves, not detached copies"),
     (Nameless, "embedding_and_maps", "`dim` must be the embedding's width"),
     (OwnNorm, "only_the_given_norm", "build every norm by norm(channels)"),
     (AlwaysSigned, "signed_embedding", "a ReLU is missing"),

@@ -58,6 +58,15 @@ def embedding_and_maps(record: Backbone) -> None:
     wants(sides == sorted(sides, reverse=True), f"stage maps have sides {sides}; give them from shallow to deep")
 
 
+def maps_are_its_own(record: Backbone) -> None:
+    """What a method asks of the maps changes the backbone, and the embedding is made of them."""
+    embedding, maps = built(record, nn.BatchNorm2d, signed=True)(toys.rows(3, SIDE, SIDE, count=4))
+    said = "the embedding does not depend on every stage map; return the maps themselves, not detached copies"
+    wants(all(each.requires_grad for each in maps), said)
+    gradients = torch.autograd.grad(embedding.square().sum(), maps, allow_unused=True)
+    wants(all(gradient is not None and bool(gradient.any()) for gradient in gradients), said)
+
+
 def maps_are_before_relu(record: Backbone) -> None:
     _, maps = built(record)(toys.rows(3, SIDE, SIDE))
     positive = [at for at, each in enumerate(maps, start=1) if not bool((each < 0).any())]
@@ -126,7 +135,7 @@ def two_tasks(record: Backbone) -> None:
 
 
 CHECKS: list[tuple[Callable[[Backbone], None], bool]] = [
-    (embedding_and_maps, False), (maps_are_before_relu, False), (signed_embedding, False),
+    (embedding_and_maps, False), (maps_are_its_own, False), (maps_are_before_relu, False), (signed_embedding, False),
     (only_the_given_norm, False), (evaluation_by_row, False), (copies, False), (every_norm, False),
     (two_tasks, False),
 ]  # fmt: skip

@@ -8,51 +8,23 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch import nn
 
-from cilnorm.batch import Composition, CompositionAware
+from cilnorm.batch import Composition, CompositionAware, set_composition
 from cilnorm.hookspecs import Norm
 from cilnorm.norms import finish_norms, norm_factory
 from cilnorm.rows_aware import RowsAware
-from cilnorm.testing.checks import Broken, Check, attempt, equal, wants
-from cilnorm.testing.toys import registry_with, rows, tell, toy_run
+from cilnorm.telling import tell_rows
+from cilnorm.testing.checks import Broken, Check, NotChecked, attempt, equal, wants
+from cilnorm.testing.layers import CHANNELS, all_equal, made, stepped
+from cilnorm.testing.norm_numbers import NUMBERS
+from cilnorm.testing.toys import describe, registry_with, rows, tell, toy_run
 from cilnorm.testing.two_processes import two_processes
 
-__all__ = ["norm_checks"]
+__all__ = ["graphs_of_ten_tasks", "norm_checks"]
 
 WHERE = "cilnorm.hookspecs.Norm"
-Layer = Callable[..., nn.Module]
-CHANNELS = 8
-
-
-def made(record: Norm, channels: int = CHANNELS, told: bool = True) -> nn.Module:
-    """A layer with γ and β that aren't trivial, told of 12 + 4 rows."""
-    layer = finish_norms(norm_factory(record)(channels), record)
-    generator = torch.Generator().manual_seed(1)
-    for parameter in layer.parameters():
-        parameter.data = torch.rand(parameter.shape, generator=generator) + 0.5
-    if told:
-        tell(layer)
-    return layer
-
-
-def stepped(layer: nn.Module, x: Tensor) -> list[Tensor]:
-    """One training step: output, gradient of the input, gradients of the parameters, buffers."""
-    layer.zero_grad()
-    x = x.detach().clone(memory_format=torch.preserve_format).requires_grad_()
-    y = layer(x)
-    y.backward(torch.sin(y.detach()))
-    assert x.grad is not None
-    gradients = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in layer.parameters()]
-    return [y.detach(), x.grad, *gradients, *(buffer.clone() for buffer in layer.buffers())]
-
-
-def all_equal(one: list[Tensor], other: list[Tensor], otherwise: str, tolerance: float = 0.0) -> None:
-    names = ["output", "gradient of the input"]
-    for at, (mine, theirs) in enumerate(zip(one, other, strict=True)):
-        what = names[at] if at < len(names) else "a gradient or buffer"
-        equal(mine, theirs, f"{otherwise}: {what} differs", tolerance)
+MOST_GRAPHS = 8  # of one function; after them torch.compile runs it eagerly
 
 
 def signature(record: Norm) -> None:
@@ -65,34 +37,6 @@ def signature(record: Norm) -> None:
     wants(not left, f"with affine=False the layer still has {' and '.join(left)}; make them only if affine is true")
 
 
-def shape_and_type(record: Norm) -> None:
-    for size in ((CHANNELS, 3, 5), (CHANNELS, 1, 1)):
-        for dtype in (torch.float32, torch.float64):
-            for mode in (True, False):
-                layer, x = made(record).to(dtype).train(mode), rows(*size, dtype=dtype)
-                y = layer(x)
-                said = f"images of {tuple(x.shape)}, {dtype}, became {tuple(y.shape)}, {y.dtype}"
-                wants((y.shape, y.dtype) == (x.shape, x.dtype), f"{said}; a norm keeps shape and type")
-                wants(bool(torch.isfinite(y).all()), f"the output for images of {tuple(x.shape)} is not finite")
-
-
-def channels_last(record: Norm) -> None:
-    x = rows(CHANNELS, 3, 5)
-    other = x.contiguous(memory_format=torch.channels_last)
-    all_equal(stepped(made(record), other), stepped(made(record), x), "channels_last images give other numbers", 1e-4)
-
-
-def half_types(record: Norm) -> None:
-    for dtype in (torch.bfloat16, torch.float16):
-        layer, x = made(record), rows(CHANNELS, 4, 4, dtype=dtype) + 20
-        y, expected = layer(x), made(record)(x.float())
-        said = "compute in float32 inside and return the input's type"
-        wants(y.dtype == dtype, f"{dtype} images came out as {y.dtype}; {said}")
-        equal(y.float(), expected, f"{dtype} images lose more than their rounding; {said}", 3e-2)
-        wrong = [n for n, b in layer.named_buffers() if b.is_floating_point() and b.dtype != torch.float32]
-        wants(not wrong, f"{dtype} images turned the buffers {', '.join(wrong)} into another type; {said}")
-
-
 def evaluation_by_row(record: Norm) -> None:
     """In evaluation, an image's output depends on it alone, and nothing is learned."""
     layer = made(record)
@@ -102,6 +46,8 @@ def evaluation_by_row(record: Norm) -> None:
     y = attempt(lambda: layer(x), "evaluation must need no telling")
     said = "in evaluation the output of an image depends on its company; use running statistics, or the image's own"
     equal(layer(x.flip(0)[:3]), y.flip(0)[:3], said, 1e-5)
+    set_composition(layer, Composition(4, 4, 1), expect_listeners=False)
+    equal(layer(x), y, "in evaluation the output depends on the composition; look at it in training only")
     changed = [key for key, value in layer.state_dict().items() if not torch.equal(value, state[key])]
     wants(not changed, f"evaluation changed {', '.join(changed)}; update buffers in training only")
 
@@ -122,47 +68,27 @@ def copies(record: Norm) -> None:
     """A teacher is a deep copy."""
     layer = made(record)
     stepped(layer, rows(CHANNELS, 3, 3))
-    teacher = attempt(lambda: copy.deepcopy(layer), "the layer can't be deep-copied").eval()
+    teacher = attempt(lambda: copy.deepcopy(layer), "the layer can't be deep-copied").eval().requires_grad_(False)
     before = teacher(rows(CHANNELS, 3, 3))
+    wants(not before.requires_grad, "a frozen copy's output needs a gradient; keep nothing that autograd follows")
     for parameter in layer.parameters():
         parameter.data.add_(1)
     stepped(layer, rows(CHANNELS, 3, 3, seed=1))
     equal(teacher(rows(CHANNELS, 3, 3)), before, "training the layer changed a deep copy of it; share no tensors")
 
 
-def gradients(record: Norm) -> None:
-    layer = made(record).double()
-    names = [name for name, _ in layer.named_parameters()]
-
-    def function(x: Tensor, *parameters: Tensor) -> Tensor:
-        fresh = copy.deepcopy(layer)
-        found: Tensor = torch.func.functional_call(fresh, dict(zip(names, parameters, strict=True)), x)
-        return found
-
-    values = [rows(CHANNELS, 2, 1, dtype=torch.float64), *(value.detach() for value in layer.parameters())]
-    try:
-        torch.autograd.gradcheck(function, [value.requires_grad_() for value in values], atol=1e-6, fast_mode=True)
-    except Exception as error:
-        said = "the gradient is not that of the function (torch.autograd.gradcheck); detach nothing that depends on x"
-        raise Broken(said) from error
-
-
-def autocast(record: Norm) -> None:
-    net = nn.Sequential(nn.Conv2d(3, CHANNELS, 3), made(record))
-    with torch.autocast("cpu", torch.bfloat16):
-        y = net(rows(3, 6, 6))
-    wants(y.dtype == torch.bfloat16, f"under autocast the convolution's bfloat16 came out as {y.dtype}; keep x.dtype")
-    y.float().square().sum().backward()
-    wrong = [n for n, p in net.named_parameters() if p.grad is None or not bool(torch.isfinite(p.grad).all())]
-    wants(not wrong, f"under autocast the gradients of {', '.join(wrong)} are missing or not finite")
-
-
-def compiled(record: Norm) -> None:
+def compiled(record: Norm, backend: str = "aot_eager") -> None:
     torch._dynamo.reset()
-    layer, x = made(record).double(), rows(CHANNELS, 4, 4, dtype=torch.float64)
+    layer = made(record).double()
     try:
-        other: Any = torch.compile(copy.deepcopy(layer), fullgraph=True, backend="aot_eager")
-        found = stepped(other, x)
+        other: Any = torch.compile(copy.deepcopy(layer), fullgraph=True, backend=backend)
+        for seed in range(2):
+            x = rows(CHANNELS, 4, 4, dtype=torch.float64, seed=seed)
+            found = stepped(other, x)
+            all_equal(found, stepped(layer, x), "compiled it computes otherwise", 1e-9)
+        y = other.eval()(x)
+    except Broken:
+        raise
     except Exception as error:
         raise Broken(
             f"torch.compile can't take it in one graph ({type(error).__name__}); read no value of a tensor, and derive "
@@ -170,22 +96,41 @@ def compiled(record: Norm) -> None:
         ) from error
     finally:
         torch._dynamo.reset()
-    all_equal(found, stepped(layer, x), "compiled it computes otherwise", 1e-9)
+    equal(y, layer.eval()(x), "compiled it evaluates otherwise", 1e-9)
 
 
-def checkpointing(record: Norm) -> None:
-    """Activation checkpointing repeats the forward pass; buffers must not move twice."""
-    plain, repeated = made(record), made(record)
-    x = rows(CHANNELS, 3, 3).requires_grad_()
-    twin = x.detach().clone().requires_grad_()
-    plain(x).sin().sum().backward()
-    checkpoint(repeated, twin, use_reentrant=False).sin().sum().backward()
-    said = "the pass that activation checkpointing repeats counts twice; look at cilnorm.rows_aware.recomputing()"
-    for one, other in zip(plain.buffers(), repeated.buffers(), strict=True):
-        equal(other, one, f"{said}: a buffer differs")
-    assert x.grad is not None
-    assert twin.grad is not None
-    equal(twin.grad, x.grad, f"{said}: the gradient differs")
+def graphs_of_ten_tasks(record: Norm) -> int:
+    """How many graphs torch.compile makes of a composition-aware layer that is told of ten tasks."""
+    torch._dynamo.reset()
+    layer, graphs = made(record), []
+
+    def count(graph: torch.fx.GraphModule, _: object) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    try:
+        other: Any = torch.compile(layer, fullgraph=True, backend=count)
+        for task in range(10):
+            set_composition(layer, Composition(48, 16, task) if task else Composition(64, 0, 0))
+            x = rows(CHANNELS, 2, 2, count=64)
+            expected = copy.deepcopy(layer)(x)
+            equal(other(x), expected, f"compiled it computes otherwise in task {task + 1}", 1e-5)
+    finally:
+        torch._dynamo.reset()
+    return len(graphs)
+
+
+def compiled_for_ten_tasks(record: Norm) -> None:
+    if not record.composition_aware or record.needs_rows:
+        raise NotChecked("it takes no composition")
+    said = "reduce the composition to few numbers in compose(), and read only those in forward()"
+    try:
+        count = graphs_of_ten_tasks(record)
+    except Broken:
+        raise
+    except Exception as error:
+        raise Broken(f"torch.compile gives up within ten tasks ({type(error).__name__}); {said}") from error
+    wants(count <= MOST_GRAPHS, f"torch.compile makes {count} graphs for ten tasks and gives up after 8; {said}")
 
 
 def claims(record: Norm) -> None:
@@ -219,7 +164,27 @@ def untold(record: Norm) -> None:
     if record.composition_aware and not record.needs_rows:
         one, other = made(record), made(record)
         tell(other, Composition(16, 0, 3))
-        wants(not torch.equal(one(x), other(x)), "12 + 4 rows and 16 + 0 rows give the same; is it composition-aware?")
+        wants(
+            not torch.allclose(one(x), other(x)), "12 + 4 rows and 16 + 0 rows give the same; is it composition-aware?"
+        )
+
+
+def rows_in_any_order(record: Norm) -> None:
+    """A layer that is told the task and label of every row goes by them, and not by where a row stands."""
+    if not record.needs_rows:
+        return
+    layer, other, x = made(record), made(record), rows(CHANNELS, 3, 5)
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(5))
+    tasks, labels = (each[order] for each in describe())
+    task = int(tasks.max())
+    tell_rows(other, past=tasks < task, task=task, tasks=tasks, labels=labels)
+    y = layer(x)
+    said = "with its rows in another order, and told so, a batch gives other numbers; go by `self.take(x).rows`"
+    equal(other(x[order]), y[order], said, 1e-5)
+    for one, two in zip(other.buffers(), layer.buffers(), strict=True):
+        equal(one, two, f"{said}: a buffer differs", 1e-5)
+    said = "it needs to know each row, and rows told as those of other tasks and classes change nothing"
+    wants(not torch.allclose(made(record)(x[order]), y[order]), said)
 
 
 def timm(record: Norm) -> None:
@@ -241,10 +206,9 @@ def trains(record: Norm) -> None:
 
 
 CHECKS: list[tuple[Callable[[Norm], None], bool]] = [
-    (signature, False), (shape_and_type, False), (channels_last, False), (half_types, False),
-    (evaluation_by_row, False), (state_round_trip, False), (copies, False), (gradients, False), (autocast, False),
-    (checkpointing, False), (claims, False), (untold, False), (timm, False), (trains, False), (two_processes, True),
-    (compiled, True),
+    (signature, False), *((work, False) for work in NUMBERS), (evaluation_by_row, False), (state_round_trip, False),
+    (copies, False), (claims, False), (untold, False), (rows_in_any_order, False), (timm, False), (trains, False),
+    (two_processes, True), (compiled, True), (compiled_for_ten_tasks, True),
 ]  # fmt: skip
 
 

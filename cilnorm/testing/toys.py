@@ -26,6 +26,7 @@ __all__ = [
     "COMPOSITION",
     "SIZES",
     "batch",
+    "describe",
     "images",
     "one_thread",
     "registry_with",
@@ -101,20 +102,26 @@ def batch(task: Task = Task(1, SIZES), size: int = 16) -> Batch:  # noqa: B008  
     return Batch(rows(3, size, size), targets, Composition(12, 4, task.index))
 
 
-def tell(model: nn.Module, composition: Composition = COMPOSITION, copies: int = 1) -> None:
-    """Tells all that a layer may ask for, for any number of batches: counts, and the task and label of each row.
+def describe(composition: Composition = COMPOSITION, copies: int = 1) -> tuple[Tensor, Tensor]:
+    """The task and label of each row, (N,) int64: past rows take turns in the tasks, labels are two a task.
 
-    Past rows take turns in the tasks, labels are two a task. With ``copies`` that many batches of ``composition`` stand
-    in one, all their current rows first.
+    With ``copies`` that many batches of ``composition`` stand in one, all their current rows first.
     """
     current, past, task = composition.current, composition.past, composition.task
-    set_composition(model, Composition(copies * current, copies * past, task), expect_listeners=False)
     earlier = torch.arange(past).remainder(max(task, 1)).repeat(copies)
     tasks = torch.cat([torch.full((copies * current,), task), earlier])
     turns = torch.cat([torch.arange(current).repeat(copies), torch.arange(past).repeat(copies)])
+    return tasks, 2 * tasks + turns % 2
+
+
+def tell(model: nn.Module, composition: Composition = COMPOSITION, copies: int = 1) -> None:
+    """Tells all that a layer may ask for: counts, and the task and label of each row; ``copies`` as of ``describe``."""
+    counts, task = (copies * composition.current, copies * composition.past), composition.task
+    set_composition(model, Composition(*counts, task), expect_listeners=False)
+    tasks, labels = describe(composition, copies)
     for module in model.modules():
         if isinstance(module, RowsAware) and module.needs_rows:
-            tell_rows(module, past=tasks < task, task=task, tasks=tasks, labels=2 * tasks + turns % 2, repeat=True)
+            tell_rows(module, past=tasks < task, task=task, tasks=tasks, labels=labels, repeat=True)
 
 
 @contextmanager

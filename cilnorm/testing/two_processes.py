@@ -16,15 +16,14 @@ from torch import Tensor, distributed, nn
 from cilnorm.batch import Composition
 from cilnorm.experiment.assembly import why_not_shared
 from cilnorm.hookspecs import Norm
-from cilnorm.norms import finish_norms, norm_factory
 from cilnorm.registry import text_of
 from cilnorm.testing.checks import Broken, NotChecked, attempt, equal
+from cilnorm.testing.layers import CHANNELS, made
 from cilnorm.testing.toys import rows, tell
 
 __all__ = ["two_processes"]
 
 PROCESSES = 2
-CHANNELS = 8
 TOLD = (Composition(12, 4, 3), Composition(10, 0, 3))  # of each process
 PATIENCE = 30.0  # seconds that one waits for the other
 Found = dict[str, Tensor]
@@ -32,7 +31,7 @@ Found = dict[str, Tensor]
 
 def two_processes(record: Norm) -> None:
     """Output, gradients and running statistics of two training steps, for batches with past rows and without."""
-    layer = _layer(record)
+    layer = made(record, told=False).double()
     refused = why_not_shared(record, layer)
     if refused:
         raise NotChecked(f"a run of several processes is refused: {refused}")
@@ -40,15 +39,6 @@ def two_processes(record: Norm) -> None:
     found = _together(layer) if shared else [[_steps(_copy(layer), told, [at]) for told in TOLD] for at in range(2)]
     for at, told in enumerate(TOLD):
         _compare([process[at] for process in found], _steps(_copy(layer), told, range(PROCESSES)), told)
-
-
-def _layer(record: Norm) -> nn.Module:
-    """One with γ and β that aren't trivial."""
-    layer = finish_norms(norm_factory(record)(CHANNELS), record)
-    generator = torch.Generator().manual_seed(1)
-    for parameter in layer.parameters():
-        parameter.data = torch.rand(parameter.shape, generator=generator) + 0.5
-    return layer.double()
 
 
 def _copy(layer: nn.Module) -> nn.Module:
