@@ -9,7 +9,8 @@ changed on the training images of all tasks together in one of three ways,
     both         γ and β trained, running averages following
 
 Beside it, layer by layer, how far the running averages lie from what the same layer measures on the images of all
-tasks, of the old tasks and of the newest one: mean over channels of |μ_run − μ| / σ, and of |log(σ_run / σ)|.
+tasks, of the old tasks, of the newest one, and of each task: mean over channels of |μ_run − μ| / σ, and of
+|log(σ_run / σ)|.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import io
 import json
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,7 @@ from cilnorm.experiment.finished import opened
 from cilnorm.files import write_atomically
 from cilnorm.network import Network
 from cilnorm.registry import Registry
+from cilnorm.results.probe_section import task_distances
 from cilnorm.spec import Spec
 from cilnorm.storage.figures import COLOURS, save
 from cilnorm.storage.run_folder import FolderError, RunFolder
@@ -52,6 +54,7 @@ __all__ = ["Probe", "bn_bias", "distances", "norm_layers"]
 
 VARIANTS = ("statistics", "affine", "both")
 MEASURED = 10_000  # images on which statistics are measured, at most
+OF_TASK = 2_000  # the same of a single task
 
 
 @dataclass(frozen=True)
@@ -62,11 +65,13 @@ class Probe:
         accuracy: percent on each task, ``before`` and after each variant; ``statistics`` is missing for layers that
             keep no averages.
         layers: a row a layer and kind of images: ``layer``, ``images`` (all, old, new), ``mean``, ``scale``.
+        tasks: a row a layer and task: ``layer``, ``images`` (task), ``task`` (from 1), ``mean``, ``scale``.
     """
 
     accuracy: dict[str, list[float]]
     layers: list[dict[str, Any]]
     settings: dict[str, Any]
+    tasks: list[dict[str, Any]] = field(default_factory=list)
 
 
 def bn_bias(
@@ -113,9 +118,9 @@ def bn_bias(
             net = work.retuned(variant, epochs, lr)
             accuracy[variant] = measure_accuracy(spec, replace(parts, net=net), tasks[-1])[0]
             tell(_line(variant, accuracy[variant]))
-        layers = work.layers() if work.keeps_averages else []
+        layers, by_task = (work.layers(), work.by_task()) if work.keeps_averages else ([], [])
     settings = {"epochs": epochs, "lr": lr, "momentum": spec.schedule.momentum, "norm": spec.norm, "seed": spec.seed}
-    probe = Probe(accuracy, layers, settings)
+    probe = Probe(accuracy, layers, settings, by_task)
     _write(probe, out, f"{spec.method} x {spec.norm}, seed {spec.seed}")
     return probe
 
@@ -190,7 +195,15 @@ class _Work:
                 rows += [{"layer": name, "images": kind, **far} for name, far in self._far(self.images(tasks)).items()]
         return rows
 
-    def _far(self, pool: Tensor) -> dict[str, dict[str, float]]:
+    def by_task(self) -> list[dict[str, Any]]:
+        """The same distances from what each layer measures on the images of each task alone, as many of all."""
+        rows = []
+        for task in self.tasks:
+            far = self._far(self.images([task]), OF_TASK)
+            rows += [{"layer": name, "images": "task", "task": task.index + 1, **found} for name, found in far.items()]
+        return rows
+
+    def _far(self, pool: Tensor, most: int = MEASURED) -> dict[str, dict[str, float]]:
         net = self.parts.net.eval()
         layers = {name: layer for name, layer in norm_layers(net, self.spec, self.registry).items() if _averages(layer)}
         recorders = {name: copy.deepcopy(layer).train() for name, layer in layers.items()}
@@ -200,7 +213,7 @@ class _Work:
         for name, layer in layers.items():
             _start_anew(recorders[name])
             handles.append(layer.register_forward_pre_hook(_recording(recorders[name])))
-        shuffled = torch.randperm(len(pool), generator=generator(self.spec.seed, "probe"))[:MEASURED]
+        shuffled = torch.randperm(len(pool), generator=generator(self.spec.seed, "probe"))[:most]
         with torch.no_grad():
             for batch in self._batches(pool[shuffled], "measure", 0):
                 tell_batch(told, batch, self.tasks[-1])
@@ -268,21 +281,21 @@ def _start_anew(layer: Any) -> None:
 
 
 def _write(probe: Probe, folder: Path, title: str) -> None:
-    content = {"accuracy": probe.accuracy, "layers": probe.layers, "settings": probe.settings}
+    content = {"accuracy": probe.accuracy, "layers": probe.layers, "settings": probe.settings, "tasks": probe.tasks}
     write_atomically(folder / "bn-bias.json", json.dumps(content, indent=1) + "\n")
     text = io.StringIO()
-    writer = csv.DictWriter(text, ["layer", "images", "mean", "scale"], lineterminator="\n")
+    writer = csv.DictWriter(text, ["layer", "images", "mean", "scale", "task"], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(probe.layers)
+    writer.writerows([*probe.layers, *probe.tasks])
     write_atomically(folder / "bn-bias.csv", text.getvalue())
     save(figure(probe, title), folder, "bn-bias")
 
 
 def figure(probe: Probe, title: str) -> Figure:
-    """Accuracy before and after on the old tasks, the newest and all; the distances by layer."""
+    """Accuracy before and after on the old tasks, the newest and all; the distances by layer, and by task."""
     from matplotlib.figure import Figure
 
-    panels = 3 if probe.layers else 1
+    panels = 4 if probe.layers else 1
     drawing = Figure(figsize=(4.6 * panels, 3.8), layout="constrained")
     axes = drawing.subplots(1, panels, squeeze=False)[0]
     names = ["old tasks", "newest task", "all tasks"]
@@ -306,6 +319,14 @@ def figure(probe: Probe, title: str) -> Figure:
         ax.set_ylim(bottom=0)
         ax.legend(frameon=False, fontsize=8)
         ax.grid(alpha=0.25)
+    if probe.layers:
+        for number, (name, points) in enumerate(task_distances({"tasks": probe.tasks}).items()):
+            axes[3].plot(*zip(*points, strict=True), "o-", markersize=3.5, color=COLOURS[number], label=name)
+        tasks = sorted({row["task"] for row in probe.tasks})
+        axes[3].set(xlabel="task", ylabel="mean over layers", title="distance from each task", xticks=tasks)
+        axes[3].set_ylim(bottom=0)
+        axes[3].legend(frameon=False, fontsize=8)
+        axes[3].grid(alpha=0.25)
     for ax in axes:
         ax.spines[["top", "right"]].set_visible(False)
     return drawing

@@ -9,13 +9,23 @@ from typing import Any
 from cilnorm.files import read_text
 from cilnorm.results.reading import RunResult
 
-__all__ = ["ABOUT", "DISTANCES", "NAMES", "accuracies", "layer_distances", "read_probe", "recovery_table"]
+__all__ = [
+    "ABOUT",
+    "DISTANCES",
+    "NAMES",
+    "accuracies",
+    "layer_distances",
+    "read_probe",
+    "recovery_table",
+    "task_distances",
+]
 
 ABOUT = (
     "The network after the last task, frozen but for its norm layers, those re-tuned on the training images of all "
     "tasks: running averages measured anew (statistics), γ and β trained (affine), or both. Recovered: points gained "
     "on the old tasks, and their part of what both gain together. Distances: of each layer's running averages from "
-    "those of the images of all tasks, of the old ones and of the newest, mean over channels, from the input on."
+    "those of the images of all tasks, of the old ones and of the newest, mean over channels, from the input on; "
+    "and from those of each task alone, mean over layers as well."
 )
 NAMES = ("old tasks", "newest task", "all tasks")
 DISTANCES = {  # what is measured -> title and axis of its chart
@@ -32,6 +42,7 @@ def read_probe(result: RunResult) -> Mapping[str, Any] | None:
             _three(row)
         for layer in found["layers"]:
             float(layer["mean"]), float(layer["scale"]), str(layer["images"])
+        task_distances(found)
         float(found["accuracy"]["before"][0])
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None
@@ -50,6 +61,17 @@ def layer_distances(probe: Mapping[str, Any], measure: str) -> dict[str, list[tu
     for kind in kinds:
         values = [float(layer[measure]) for layer in probe["layers"] if layer["images"] == kind]
         found[f"from {kind} images"] = [(float(depth), value) for depth, value in enumerate(values, 1)]
+    return found
+
+
+def task_distances(probe: Mapping[str, Any]) -> dict[str, list[tuple[float, float]]]:
+    """Points (task, distance) of running means and deviations, mean over layers; none in files of earlier versions."""
+    rows = [(int(row["task"]), float(row["mean"]), float(row["scale"])) for row in probe.get("tasks", ())]
+    found = {}
+    for at, name in enumerate(("running means", "running deviations"), start=1) if rows else ():
+        tasks = dict.fromkeys(sorted(row[0] for row in rows))
+        of_task = {task: [row[at] for row in rows if row[0] == task] for task in tasks}
+        found[name] = [(float(task), sum(values) / len(values)) for task, values in of_task.items()]
     return found
 
 

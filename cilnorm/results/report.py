@@ -21,6 +21,7 @@ from cilnorm.results.probe_section import (
     layer_distances,
     read_probe,
     recovery_table,
+    task_distances,
 )
 from cilnorm.results.reading import NO_SETTING, RunResult, by_label, differing, flat
 from cilnorm.storage.figures import PERCENT, bars_figure, curves_figure, matrix_figure, save
@@ -240,6 +241,10 @@ def _probes(results: Sequence[RunResult]) -> dict[str, Any]:
             if curves:
                 drawn_lines = charts.lines({kind: [curve] for kind, curve in curves.items()}, "norm layer", label)
                 drawn.append(_chart(f"{title}, {name}", drawn_lines, list(curves)))
+        by_task = task_distances(probe)
+        if by_task:
+            drawn_lines = charts.lines({kind: [curve] for kind, curve in by_task.items()}, "task", "mean over layers")
+            drawn.append(_chart(f"Distance from each task, {name}", drawn_lines, list(by_task)))
     return {**_section("Probe of the norm layers", ABOUT, drawn), "table": recovery_table(found) if found else None}
 
 

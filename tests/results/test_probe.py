@@ -47,9 +47,19 @@ def test_the_probe_of_a_run(norm: str, tiny: Tiny, registry: Registry, tmp_path:
     assert {(row["layer"], row["images"]) for row in probe.layers} == {
         ("backbone.norm", kind) for kind in ("all", "old", "new")
     }
+    assert [(row["layer"], row["images"], row["task"]) for row in probe.tasks] == [
+        ("backbone.norm", "task", task) for task in (1, 2, 3)
+    ]
+    (newest,) = [row for row in probe.layers if row["images"] == "new"]  # all of them fit into what is measured
+    assert [probe.tasks[2][measure] for measure in ("mean", "scale")] == [newest["mean"], newest["scale"]]
+    with open(folder / "probes" / "bn-bias.csv") as file:
+        table = list(csv.DictReader(file))
+    assert list(table[0]) == ["layer", "images", "mean", "scale", "task"]
+    assert [row["task"] for row in table] == ["", "", "", "1", "2", "3"]
     names = {path.name for path in (folder / "probes").iterdir()}
     assert names == {"bn-bias.json", "bn-bias.csv", "bn-bias.png", "bn-bias.svg", "bn-bias.pdf"}
-    assert json.loads((folder / "probes" / "bn-bias.json").read_text())["accuracy"] == probe.accuracy
+    written = json.loads((folder / "probes" / "bn-bias.json").read_text())
+    assert (written["accuracy"], written["tasks"]) == (probe.accuracy, probe.tasks)
     assert (folder / "checkpoints" / "last.pt").read_bytes() == before
     again = bn_bias(folder, epochs=2, device="cpu", registry=registry)
     assert again == probe
@@ -82,6 +92,17 @@ def test_measured_averages_are_those_of_the_batches(finished: Result, tiny: Tiny
         variances.append(x.var(1))
     torch.testing.assert_close(layer.running_mean, torch.stack(means).mean(0))
     torch.testing.assert_close(layer.running_var, torch.stack(variances).mean(0))
+
+
+def test_averages_of_one_task_lie_nearest_to_that_task(finished: Result, tiny: Tiny, registry: Registry) -> None:
+    work = at_work(tiny(), finished.folder, registry)
+    for task in range(3):
+        layer: Any = work.parts.net.get_submodule("backbone.norm")
+        of_task = replace(work, tasks=work.tasks[task : task + 1])
+        measured: Any = of_task.retuned("statistics", 0, 0.1).get_submodule("backbone.norm")
+        layer.load_state_dict(measured.state_dict())
+        far = [row["mean"] for row in work.by_task()]
+        assert far.index(min(far)) == task
 
 
 def test_distances_by_hand() -> None:

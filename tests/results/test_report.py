@@ -18,7 +18,7 @@ from cilnorm.cli.app import app
 from cilnorm.experiment.runner import Result, run
 from cilnorm.registry import Registry
 from cilnorm.results import charts
-from cilnorm.results.probe_section import recovery_table
+from cilnorm.results.probe_section import recovery_table, task_distances
 from cilnorm.results.reading import by_label, differing, read_result
 from cilnorm.results.report import confused, draw, report
 from cilnorm.storage.run_folder import FolderError
@@ -254,6 +254,19 @@ def test_the_probe_is_a_section_where_there_is_one(finished: Result) -> None:
     page = report([read_result(finished.folder)])
     assert "Probe of the norm layers" in page
     assert page.count("<h3>Distance of running") == 2
+    assert "Distance from each task" not in page  # in no file of an earlier version
+    tasks = [
+        {"layer": f"norm{depth}", "images": "task", "task": task, "mean": depth * task, "scale": 0.5}
+        for task in (1, 2) for depth in (1, 3)
+    ]  # fmt: skip
+    assert task_distances({"tasks": tasks}) == {
+        "running means": [(1.0, 2.0), (2.0, 4.0)],
+        "running deviations": [(1.0, 0.5), (2.0, 0.5)],
+    }
+    place.write_text(json.dumps({**PROBE, "tasks": tasks}))
+    again = report([read_result(finished.folder)])
+    assert again.count("<h3>Distance from each task") == 1
+    assert again.count("<h3>Distance of running") == 2
     rows = recovery_table([("it", PROBE)])["rows"]
     assert [row[1:] for row in rows] == [
         ["before", "45.0", "90.0", "60.0", "–", "–"],
@@ -261,7 +274,8 @@ def test_the_probe_is_a_section_where_there_is_one(finished: Result) -> None:
         ["affine", "45.0", "90.0", "60.0", "+0.0", "0 %"],
         ["both", "65.0", "85.0", "71.7", "+20.0", "100 %"],
     ]
-    for damaged in ("{", "[]", '{"accuracy": {}, "layers": []}', '{"accuracy": {"before": [1]}, "layers": [{}]}'):
+    lost = json.dumps({**PROBE, "tasks": [{}]})
+    for damaged in (lost, "{", "[]", '{"accuracy": {}, "layers": []}', '{"accuracy": {"before": [1]}, "layers": [{}]}'):
         place.write_text(damaged)
         assert "Probe of the norm layers" not in report([read_result(finished.folder)])
 
