@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cilnorm import registry as registries
+from cilnorm.experiment.rehearsal import loading_once
 from cilnorm.experiment.trials import rehearse
 from cilnorm.files import write_atomically
 from cilnorm.images import DatasetError
@@ -137,12 +138,12 @@ class Sweep:
     ) -> dict[tuple[str, str], str]:
         """Does all that its runs do before they train, once for each method and norm, and writes nothing.
 
-        Data are found, or fetched or drawn as for a run.
+        Data are found, or fetched or drawn as for a run; those of several runs once.
 
         Returns:
             By method and norm what a run would be refused for; an empty text where it would begin.
         """
-        registry, told = registry or registries.load(), {}
+        registry, told = loading_once(registry or registries.load()), {}
         for cell in self.cells:
             place = (cell.method, cell.norm)
             if place not in told:

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from cilnorm.batch import Task
+from cilnorm.data.pixel_cache import image_set
 from cilnorm.experiment.assembly import Assembly, assemble
+from cilnorm.hookspecs import Dataset
+from cilnorm.images import DatasetError, ImageSet
 from cilnorm.method import Phase
 from cilnorm.registry import Registry
 from cilnorm.spec import Spec, SpecError
@@ -17,7 +23,7 @@ from cilnorm.training.epoch_plan import NoBatch, draw_pool, phase_sources, plan_
 from cilnorm.training.held_out import held_per_class
 from cilnorm.training.ranks import ALONE, Ranks
 
-__all__ = ["assemble_checked", "check_batches", "check_place"]
+__all__ = ["assemble_checked", "check_batches", "check_place", "loading_once"]
 
 FEW = 1024  # rows that fit everywhere; up to there a batch may hold an image more than once
 
@@ -83,6 +89,29 @@ def _check_phase(spec: Spec, parts: Assembly, task: Task, phase: Phase, images: 
     for told in dict.fromkeys(plan.compositions) or (plan.composition,):
         parts.ranks.refuse(told)
         parts.net.observe(told)
+
+
+def loading_once(registry: Registry) -> Registry:
+    """The same, but every data set is loaded once, or refused once, for the same folder and options.
+
+    For what only looks at many runs: the images of all sets that it has met stay in memory.
+    """
+    shelf, met = registry.datasets, dict[str, ImageSet | DatasetError]()
+
+    def load(record: Dataset, root: Path | None, **options: Any) -> ImageSet:
+        key = repr((record.name, root, sorted(options.items())))
+        if key not in met:
+            try:
+                met[key] = image_set(record.build(root, **options))
+            except DatasetError as error:
+                met[key] = error
+        found = met[key]
+        if isinstance(found, DatasetError):
+            raise found
+        return found
+
+    records = {name: replace(record, build=partial(load, record)) for name, record in shelf.records.items()}
+    return replace(registry, datasets=replace(shelf, records=records))
 
 
 def check_place(path: Path) -> None:
