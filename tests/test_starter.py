@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import runpy
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from cilnorm.cli import app as cli
@@ -81,3 +83,13 @@ def test_what_can_not_be_made_is_refused(kind: str, name: str, said: str, tmp_pa
     with pytest.raises(SpecError, match=said):
         make_package(kind, name, tmp_path, load())
     assert not list(tmp_path.iterdir())
+
+
+def test_the_example_of_a_norm_keeps_the_contrast_between_places(tmp_path: Path) -> None:
+    """One that scales each place by itself takes it away; ``quick`` then learns its first task as if by chance."""
+    package = make_package("norm", "plain", tmp_path, load())
+    layer = runpy.run_path(str(package / "cilnorm_plain" / "plain.py"))["PlainNorm2d"](8)
+    x = torch.ones(2, 8, 6, 6)
+    x[:, :, 2:4] = 3.0
+    y = layer(x)
+    assert y[:, :, 2:4].mean() - y[:, :, :2].mean() > 1
