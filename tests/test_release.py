@@ -57,6 +57,16 @@ def test_a_version_that_is_not_ready_is_refused(version: str, packaged: str, sai
         notes_of(version, packaged, tmp_path)
 
 
+def test_the_wheel_is_checked_from_the_repositorys_folder_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a folder `cilnorm` lies, as in the workflow, and is not what was installed."""
+    (tmp_path / "cilnorm").mkdir()
+    (tmp_path / "cilnorm" / "__init__.py").touch()
+    monkeypatch.chdir(tmp_path)
+    found = runpy.run_path(str(ROOT / ".ci" / "check_wheel.py"))["installed_at"]()
+    assert Path(found).name == "__init__.py"
+    assert not Path(found).is_relative_to(tmp_path)
+
+
 def test_the_changelog_speaks_of_the_packaged_version_or_the_next() -> None:
     found = subprocess.run(
         [sys.executable, ".ci/release_notes.py", "9.9.9"], cwd=ROOT, capture_output=True, text=True, check=False
