@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import multiprocessing
 import pickle
 import tempfile
@@ -36,14 +37,11 @@ def two_processes(record: Norm) -> None:
     if refused:
         raise NotChecked(f"a run of several processes is refused: {refused}")
     shared = any(callable(getattr(module, "synchronise", None)) for module in layer.modules())
-    found = _together(layer) if shared else [[_steps(_copy(layer), told, [at]) for told in TOLD] for at in range(2)]
+    found = (
+        _together(layer) if shared else [[_steps(copy.deepcopy(layer), told, [at]) for told in TOLD] for at in range(2)]
+    )
     for at, told in enumerate(TOLD):
-        _compare([process[at] for process in found], _steps(_copy(layer), told, range(PROCESSES)), told)
-
-
-def _copy(layer: nn.Module) -> nn.Module:
-    found: nn.Module = pickle.loads(pickle.dumps(layer))
-    return found
+        _compare([process[at] for process in found], _steps(copy.deepcopy(layer), told, range(PROCESSES)), told)
 
 
 def _steps(layer: nn.Module, told: Composition, owners: Sequence[int]) -> Found:
