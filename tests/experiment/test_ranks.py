@@ -10,6 +10,7 @@ import json
 import multiprocessing
 import os
 import signal
+import sys
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
@@ -33,7 +34,11 @@ from cilnorm.training.ranks import Ranks, joined
 from tests import fake
 from tests.conftest import TINY
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]  # the first to want the pair of processes waits for all runs
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(1200),  # the first to want the pair of processes waits for all runs
+    pytest.mark.skipif(sys.platform == "win32", reason="processes are forked, and told things by signals"),
+]
 
 PRESET = {**TINY, "tasks": 2, "rows": [8, 4], "memory": 12, "schedule": {"epochs": 1, "lr": 0.05, "momentum": 0.9}}
 SMALL = {"dataset.classes": 4, "dataset.train": 12, "dataset.test": 5}
