@@ -24,7 +24,7 @@ from ._drawn import CLASSES, SIDE, Drawing
 
 KINDS = 10
 UNIT = 16  # places are in sixteenths of a pixel
-# 256 cos and 256 sin of -30, -15, 0, 15 and 30 degrees: written out, for the last bit of a sine differs between processors.
+# 256 cos and 256 sin of -30 to 30 degrees by 15: written out, for the last bit of a sine differs between processors.
 COSINES = np.array([222, 247, 256, 247, 222], np.int32)
 SINES = np.array([-128, -66, 0, 66, 128], np.int32)
 JITTER = 60  # how far a channel of a colour may be from its palette's
