@@ -13,6 +13,7 @@ import typer
 
 from cilnorm.cli.authors import commands as authors
 from cilnorm.cli.care import commands as care
+from cilnorm.cli.cluster import job_lines, share_of, submit_run
 from cilnorm.cli.data import commands as data
 from cilnorm.cli.output import lasting_output
 from cilnorm.cli.show import commands as showing
@@ -23,7 +24,6 @@ from cilnorm.cli.terminal import (
     loaded,
     make_printable,
     print_table,
-    refuse_several,
     settings_of,
     where,
 )
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from cilnorm.experiment.runner import Result
     from cilnorm.registry import Registry
     from cilnorm.spec import Spec
+    from cilnorm.sweep.shared_run import Share
 
 __all__ = ["app", "main"]
 
@@ -67,6 +68,12 @@ Order = Annotated[
     str | None,
     typer.Option("--class-order", "--class-order-seed", help="A seed (1993), a list (3,1,2) or a file of labels."),
 ]
+Launcher = Annotated[
+    str, typer.Option(help="here, or slurm: a job, whose processes share the run; a table has a job a run.")
+]
+Nodes = Annotated[int, typer.Option(min=1, help="Machines of the job.")]
+GPUs = Annotated[int, typer.Option(min=0, help="GPUs that the job takes of each, a process each.")]
+Cluster = Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Setting of submitit.")]
 Deterministic = Annotated[bool, typer.Option("--deterministic", help="The same bits on a GPU, too, if more slowly.")]
 
 
@@ -87,8 +94,15 @@ def about(
     """Any normalisation layer with any class-incremental method on any backbone."""
 
 
+OF_THE_SPEC = (
+    "method", "norm", "backbone", "dataset", "seed", "class_order", "tasks", "epochs", "memory", "rows", "classifier",
+    "train_per_class", "protocol",
+)  # fmt: skip
+
+
 @app.command("run")
 def run_command(
+    context: typer.Context,
     method: Annotated[str | None, typer.Option(help="See `cilnorm list` and `cilnorm show`.")] = None,
     norm: Annotated[str | None, typer.Option(help="See `cilnorm list` and `cilnorm show`.")] = None,
     backbone: Annotated[str | None, typer.Option(help="See `cilnorm list` and `cilnorm show`.")] = None,
@@ -112,6 +126,10 @@ def run_command(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run that is in --out.")] = False,
     seeds: Annotated[str | None, typer.Option(help="Several runs, one a seed: 0,1,2 or 0-4.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="How many of them at a time.")] = 1,
+    launcher: Launcher = "here",
+    nodes: Nodes = 1,
+    gpus_per_node: GPUs = 0,
+    cluster: Cluster = None,
     go_on: Annotated[
         bool, typer.Option("--resume", help="Continue the run that is in --out, if it is the same.")
     ] = False,
@@ -122,12 +140,7 @@ def run_command(
     debug: Debug = False,
 ) -> None:
     """Learn a sequence of tasks and print the accuracy matrix as it grows."""
-    asked = {
-        "method": method, "norm": norm, "backbone": backbone, "dataset": dataset, "seed": seed,
-        "class_order": class_order, "tasks": tasks, "epochs": epochs, "memory": memory, "rows": rows,
-        "classifier": classifier, "train_per_class": train_per_class, "protocol": protocol,
-    }  # fmt: skip
-    asked = {key: value for key, value in asked.items() if value is not None}
+    asked = {key: context.params[key] for key in OF_THE_SPEC if context.params[key] is not None}
 
     def work() -> None:
         registry = loaded(strict)
@@ -135,17 +148,16 @@ def run_command(
         how = _how(checkpoint_every, deterministic)
         where: dict[str, Any] = {"device": device, "data_root": data_root, "registry": registry}
         where |= {"overwrite": overwrite, "go_on": go_on}
+        share = share_of(launcher, nodes, gpus_per_node, settings_of(cluster or []), seeds)
+        flags = _flags(logger, checkpoint_every, deterministic)
         if dry_run:
-            _rehearse(chosen, out, seeds, logger or [], where)
-            return
-        if seeds:
-            refuse_several("--seeds")
-            flags = _flags(logger, checkpoint_every, deterministic)
+            _rehearse(chosen, out, seeds, logger or [], where, share)
+        elif share:
+            submit_run(chosen, share, out, flags, where)
+        elif seeds:
             run_seeds(chosen, seeds, (workers, device, data_root, flags), out)
-            return
-        from cilnorm.experiment.runner import run
-
-        _watched(lambda watch: run(chosen, out, **how, **where, watch=watch), logger, registry)
+        else:
+            _run(chosen, out, how | where, logger or [])
 
     guarded(work, debug)
 
@@ -229,8 +241,16 @@ def bench(
     runpy.run_module(f"benchmarks.{name}", run_name="__main__", alter_sys=True)
 
 
-def _rehearse(spec: Spec, out: Path | None, seeds: str | None, loggers: list[str], how: dict[str, Any]) -> None:
-    """Refuses what a run would refuse, and prints the spec."""
+def _run(spec: Spec, out: Path | None, how: dict[str, Any], loggers: list[str]) -> None:
+    from cilnorm.experiment.runner import run
+
+    _watched(lambda watch: run(spec, out, **how, watch=watch), loggers, how["registry"])
+
+
+def _rehearse(
+    spec: Spec, out: Path | None, seeds: str | None, loggers: list[str], how: dict[str, Any], share: Share | None
+) -> None:
+    """Refuses what a run would refuse, and prints the spec, and the job if there is to be one."""
     from dataclasses import replace
 
     from cilnorm.cli.sweeps_and_results import seed_list
@@ -240,9 +260,10 @@ def _rehearse(spec: Spec, out: Path | None, seeds: str | None, loggers: list[str
 
     Loggers(loggers, how["registry"])
     first = replace(spec, seed=seed_list(seeds)[0]) if seeds else spec
-    rehearse(first, None if seeds else out, **how)
+    job = job_lines(share, out) if share else []
+    rehearse(first, None if seeds else out, **how, planned=share.ranks if share else None)
     if where().leads:
-        print(to_yaml(spec), end="")
+        print(*job, to_yaml(spec), sep="\n", end="")
 
 
 def _flags(loggers: list[str] | None, checkpoint_every: str | None, deterministic: bool) -> list[str]:

@@ -250,6 +250,7 @@ def run_seeds(spec: Spec, seeds: str, how: tuple[int, str, Path | None, Sequence
     """
     from cilnorm.api import Launch, plan_seeds
 
+    refuse_several("--seeds")
     sweep = plan_seeds(spec, seed_list(seeds), out=out, registry=loaded(False, quiet=True))
     workers, device, data_root, flags = how
     _fill(sweep, Launch(workers, device, data_root, retry_failed=True, flags=flags))

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from cilnorm.batch import Composition, CompositionAware, CompositionWarning, Task
+from cilnorm.batch import CompositionAware, CompositionWarning, Task
 from cilnorm.data.pixel_cache import image_set
 from cilnorm.files import in_words
 from cilnorm.heads import Linear
@@ -264,12 +264,7 @@ def _check_shared(spec: Spec, norm: Norm, backbone: nn.Module, ranks: Ranks) -> 
     """
     if ranks.alone:
         return
-    current, past = spec.rows
-    kinds = Composition(current, past, 1) if spec.keeps_exemplars else Composition.of_one_kind(current + past, 0)
-    try:
-        ranks.refuse(kinds)
-    except ValueError as error:
-        raise SpecError(f"rows {current}:{past}: {error}") from error
+    ranks.refuse_rows(spec.rows, spec.keeps_exemplars)
     if spec.protocol.batches == "shuffled":
         raise SpecError(
             f"protocol.batches: shuffled makes batches of ever other numbers of rows, which {ranks.size} processes "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -152,10 +152,14 @@ def rehearse(
     registry: Registry | None = None,
     overwrite: bool = False,
     go_on: bool = False,
+    planned: Ranks | None = None,
 ) -> None:
     """Does all that ``runner.run`` does before it trains, and writes nothing; arguments as there.
 
     Data are found, or fetched or drawn as for a run.
+
+    Args:
+        planned: processes that will share the run, started elsewhere.
 
     Raises:
         SpecError, DatasetError, FolderError: what a run would raise.
@@ -164,7 +168,7 @@ def rehearse(
     path = Path(out) if out else default_folder(spec)
     here = place()
     on = pick_device(device, here)
-    with joined(here, on) as ranks:
+    with nullcontext(planned) if planned else joined(here, on) as ranks:
         context = RunContext(registry, on, data_root, (), Interruptions(), ranks)
         if not (go_on and is_begun(path, spec, registry)):
             if not go_on:

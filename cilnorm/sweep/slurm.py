@@ -1,16 +1,18 @@
-"""Jobs on a cluster: each cell of a table is a job of its own, which goes on where an earlier one was stopped.
+"""Jobs on a cluster: a run each, which goes on where an earlier job was stopped.
 
 submitit (https://github.com/facebookincubator/submitit) talks to SLURM. A job that is preempted or out of time is put
-into the queue again by itself; one that was killed is submitted again with the next call of the same command.
+into the queue again by itself; one that was killed is submitted again with the next call of the same command. A cell of
+a table is one process; one large run may be many, a task of its job each (``cilnorm.sweep.shared_run``).
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -45,13 +47,27 @@ class Submission:
             return BUSY
         with open(self.job.log, "ab") as log:
             ours = command(self.job, self.flags, os.getpid())
-            return subprocess.call(ours, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
+            with subprocess.Popen(ours, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT) as process:
+                try:
+                    return process.wait()
+                except BaseException:  # the cluster takes the machine back: submitit ends this process
+                    _end(process)
+                    raise
 
     def checkpoint(self) -> Any:
         """What is queued when the cluster takes the machine back: the same, which goes on from the last checkpoint."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Asks a run to save and stop, and kills it if it does not in time."""
+    process.send_signal(signal.SIGINT)
+    try:
+        process.wait(PATIENCE)
+    except subprocess.TimeoutExpired:
+        process.kill()
 
 
 def executor(folder: Path, cluster: str, settings: Mapping[str, Any]) -> Any:
@@ -76,18 +92,26 @@ def executor(folder: Path, cluster: str, settings: Mapping[str, Any]) -> Any:
     return made
 
 
-def submit(jobs: Sequence[Job], flags: Sequence[str], on: Any) -> dict[Job, Any]:
+def submit(
+    jobs: Sequence[Job],
+    flags: Sequence[str],
+    on: Any,
+    made: Callable[[Job, Sequence[str]], Submission] = Submission,
+) -> dict[Job, Any]:
     """Submits the jobs that are in no queue yet; returns submitit's handle of each new one.
 
-    Two processes never work on one run: the second is refused by the lock of its folder.
+    Two jobs never work on one run: the second is refused by the lock of its folder.
+
+    Args:
+        made: what runs on the cluster for a job, and the flags of its command.
     """
     handles = {}
     for job in jobs:
         note = job.folder.with_name(f"{job.folder.name}.job")
         if note.exists() and _queued(on, note.read_text(encoding="utf-8").strip()):
             continue
-        absolute = Job(job.label, job.spec, job.folder.absolute())
-        handles[job] = on.submit(Submission(absolute, list(flags)))
+        absolute = replace(job, folder=job.folder.absolute())
+        handles[job] = on.submit(made(absolute, list(flags)))
         write_atomically(note, f"{handles[job].job_id}\n")
     return handles
 

@@ -31,8 +31,9 @@ from cilnorm.batch import Batch, Composition
 from cilnorm.network import Network, Output
 from cilnorm.training.apart import in_short, told_elsewhere
 from cilnorm.training.place import Place
+from cilnorm.values import SpecError
 
-__all__ = ["ALONE", "Ranks", "SharedBatch", "joined"]
+__all__ = ["ALONE", "PlannedRanks", "Ranks", "SharedBatch", "joined"]
 
 TIMEOUT = timedelta(minutes=10)  # in which every process must come to what they do together
 PATIENCE = timedelta(days=2)  # for what one does and the others wait for: images that are decoded for the first time
@@ -181,6 +182,14 @@ class Ranks:
             f"{self.size} take {' and '.join(str(count) for count in near if count)} rows, which is another experiment"
         )
 
+    def refuse_rows(self, rows: tuple[int, int], mixed: bool) -> None:
+        """Raises SpecError where a spec's rows, current and past ones if ``mixed``, can't be shared equally."""
+        kinds = Composition(*rows, 1) if mixed else Composition.of_one_kind(sum(rows), 0)
+        try:
+            self.refuse(kinds)
+        except ValueError as error:
+            raise SpecError(f"rows {rows[0]}:{rows[1]}: {error}") from error
+
     def composition(self, whole: Composition) -> Composition:
         """Of this process's rows of a batch."""
         return Composition(whole.current // self.size, whole.past // self.size, whole.task, whole.classes)
@@ -243,6 +252,18 @@ class Ranks:
             for layer in layers:
                 layer.synchronised = False
             net.forget()
+
+
+class PlannedRanks(Ranks):
+    """Processes that do not exist yet, seen from outside, so that what they could not share is refused before."""
+
+    def first(self, call: Callable[[], T]) -> T:
+        """What ``call`` returns here."""
+        return call()
+
+    def in_turn(self, call: Callable[[], T]) -> T:
+        """What ``call`` returns here."""
+        return call()
 
 
 ALONE = Ranks()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -89,3 +91,25 @@ def test_what_submitit_refuses_is_one_line(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(slurm, "find_spec", lambda name: None)
     with pytest.raises(SpecError, match=r"pip install 'cilnorm\[slurm\]'"):
         slurm.executor(tmp_path, "slurm", {})
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
+def test_a_job_that_is_taken_back_lets_its_run_save(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """submitit ends the process that waits for the run by SystemExit, out of a signal's handler."""
+    saves = "import signal, sys; signal.signal(signal.SIGINT, lambda *_: (print('saved'), sys.exit(0))); print('here')"
+    ours = [sys.executable, "-u", "-c", f"{saves}; signal.pause()"]
+    monkeypatch.setattr(slurm, "command", lambda *_: ours)
+    before = signal.signal(signal.SIGUSR2, lambda *_: sys.exit(-1))
+
+    def take_back() -> None:
+        while not (job.log.exists() and "here" in job.log.read_text()):
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGUSR2)
+
+    threading.Thread(target=take_back, daemon=True).start()
+    try:
+        with pytest.raises(SystemExit):
+            slurm.Submission(job, [])()
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert job.log.read_text().split() == ["here", "saved"]
