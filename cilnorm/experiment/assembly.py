@@ -21,6 +21,7 @@ from cilnorm.method import Method
 from cilnorm.network import Network
 from cilnorm.norms import finish_norms
 from cilnorm.registry import Registry, contain_exit
+from cilnorm.rows_aware import RowsAware
 from cilnorm.running import KeepsStatistics, statistics_layers
 from cilnorm.spec import Spec, SpecError
 from cilnorm.training.fast_engines import engine_class
@@ -260,16 +261,19 @@ def _check_shared(spec: Spec, norm: Norm, backbone: nn.Module, ranks: Ranks) -> 
     """Refuses what several processes can't share.
 
     Raises:
-        SpecError: batches of changing composition, or layers with statistics of one process's rows alone.
+        SpecError: rows that don't divide, layers that must know numbers of rows which differ from batch to batch, or
+            layers with statistics of one process's rows alone.
     """
     if ranks.alone:
         return
-    ranks.refuse_rows(spec.rows, spec.keeps_exemplars)
-    if spec.protocol.batches == "shuffled":
-        raise SpecError(
-            f"protocol.batches: shuffled makes batches of ever other numbers of rows, which {ranks.size} processes "
-            "can't share; take stratified, or run it in one process"
-        )
+    shuffled = spec.protocol.batches == "shuffled"
+    ranks.refuse_rows(spec.rows, spec.keeps_exemplars and not shuffled)
+    for module in backbone.modules() if shuffled else ():
+        if isinstance(module, CompositionAware) and not isinstance(module, RowsAware):
+            raise SpecError(
+                f"{spec.norm}: {type(module).__name__} must know how many rows are current, and with protocol.batches: "
+                f"shuffled {ranks.size} processes hold other numbers each; take stratified, or run it in one process"
+            )
     refused = why_not_shared(norm, backbone)
     if refused:
         raise SpecError(f"{spec.norm}: {refused}; run it in one process instead of {ranks.size}")

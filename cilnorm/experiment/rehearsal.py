@@ -87,7 +87,8 @@ def _check_phase(spec: Spec, parts: Assembly, task: Task, phase: Phase, images: 
     sources, composition = phase_sources(phase.rows, pool, (images[0], past), spec.rows, task, spec.protocol)
     plan = plan_epoch(sources, composition, spec.protocol, spec.seed, (task.index, 0), 0)
     for told in dict.fromkeys(plan.compositions) or (plan.composition,):
-        parts.ranks.refuse(told)
+        if spec.protocol.batches == "stratified":  # others may differ, and a last one that doesn't divide isn't shared
+            parts.ranks.refuse(told)
         parts.net.observe(told)
 
 

@@ -108,7 +108,7 @@ def submit_shared(job: SharedJob, share: Share, flags: Sequence[str], registry: 
         SpecError: no submitit or cluster here, a setting that it does not know, rows that can't be shared.
         FolderError: the folder holds another run, or can't be written.
     """
-    share.ranks.refuse_rows(job.spec.rows, job.spec.keeps_exemplars)
+    share.ranks.refuse_rows(job.spec.rows, job.spec.keeps_exemplars and job.spec.protocol.batches == "stratified")
     on = executor(files_of(job.folder), share.cluster, share.parameters)
     job.prepare(registry)
     return submit([job], flags, on, SharedSubmission).get(job)

@@ -12,7 +12,8 @@ from torch import Tensor
 from cilnorm.batch import Batch, Composition
 from cilnorm.training.epoch_plan import EpochPlan
 from cilnorm.training.pixels import Pixels, Views
-from cilnorm.training.ranks import ALONE, Ranks, SharedBatch
+from cilnorm.training.ranks import ALONE, Ranks
+from cilnorm.training.shares import SharedBatch
 from cilnorm.training.stored import Stored, StoredRows
 
 __all__ = ["EpochBatches", "draw_batches"]
@@ -81,17 +82,18 @@ class EpochBatches:
             return _row(plan, step)[: composition.rows]
 
         stored = self.stored.of(rows) if self.stored else {}
-        if self.ranks.alone:
+        if self.ranks.alone or not self.ranks.can_share(composition):
             return Batch(self.pixels.seen(images, self.views.each(rows)), rows(self.targets), composition, stored)
         seen = self.pixels.seen(images, self.views.each(lambda plan: self._own(_row(plan, step), composition)))
         nowhere = torch.empty(composition.rows, *seen.shape[1:], dtype=seen.dtype, device="meta")
         whole = Batch(nowhere, rows(self.targets), composition, stored)
         own = self._own(whole.targets, composition), self.ranks.composition(composition)
-        return SharedBatch(seen, *own, {name: self._own(rows, composition) for name, rows in stored.items()}, whole)
+        own_stored = {name: self._own(rows, composition) for name, rows in stored.items()}
+        return SharedBatch(seen, *own, own_stored, whole, uneven=not self.ranks.evenly(composition))
 
     def _own(self, row: Tensor, composition: Composition) -> Tensor:
         """What this process looks at of a line of the plan."""
-        if self.ranks.alone:
+        if self.ranks.alone or not self.ranks.can_share(composition):
             return row[: composition.rows]
         return row[self.ranks.rows(composition).to(row.device)]
 

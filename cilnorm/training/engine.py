@@ -19,7 +19,8 @@ from cilnorm.training.batches import EpochBatches
 from cilnorm.training.epoch_plan import VaryingComposition, VaryingRows
 from cilnorm.training.precision import Precision, forward
 from cilnorm.training.randomness import stream_seed
-from cilnorm.training.ranks import ALONE, Ranks, SharedBatch
+from cilnorm.training.ranks import ALONE, Ranks
+from cilnorm.training.shares import SharedBatch
 
 __all__ = ["Engine", "NonFiniteLoss"]
 
@@ -117,8 +118,10 @@ class Engine:
     def epoch(self, feed: EpochBatches, first: int = 0) -> Iterator[None]:
         """An update a batch, from batch ``first`` on; stops after each for whoever counts them."""
         for batch in feed.batches(first):
-            self.net.observe(batch.composition)
-            self.step(batch)
+            with self.ranks.taking(self.net, batch):
+                if not _by_rows(batch):
+                    self.net.observe(batch.composition)
+                self.step(batch)
             yield
 
     def step(self, batch: Batch) -> None:
@@ -173,19 +176,19 @@ class Engine:
         return Step(out, old, self.past, batch, self.task, self.phase, self.net)
 
     def _tell_rows(self, batch: Batch) -> Telling | None:
-        """Tells layers of the batch's rows: those that need it, or all, where nobody knows its composition.
+        """Tells layers of the batch's rows: those that need it, or all, where its composition says too little.
 
         Raises:
             VaryingRows: a layer must know the composition.
         """
-        varying = isinstance(batch.composition, VaryingComposition)
-        if not (varying or self._needs_rows):
+        every = _by_rows(batch)
+        if not (every or self._needs_rows):
             return None
-        for module in self.net.modules() if varying else ():
+        for module in self.net.modules() if every else ():
             if isinstance(module, CompositionAware) and not isinstance(module, RowsAware):
                 name = type(module).__name__
                 raise VaryingRows(f"{name} must know how many rows are current, and shuffled batches differ in that")
-        return tell_batch(self.net, batch, self.task, every=varying)
+        return tell_batch(self.net, batch, self.task, every=every)
 
     def _add_noise(self) -> None:
         parts = self._noise.split([parameter.numel() for parameter in self.parameters])
@@ -205,6 +208,11 @@ class Engine:
             if not math.isfinite(mean):
                 raise NonFiniteLoss(f"the term {name!r} of the loss became {mean}")
         return means
+
+
+def _by_rows(batch: Batch) -> bool:
+    """Whether layers are told of every row, because the batch's composition is unknown or differs among processes."""
+    return isinstance(batch.composition, VaryingComposition) or (isinstance(batch, SharedBatch) and batch.uneven)
 
 
 def _groups(net: Network, parameters: list[nn.Parameter]) -> list[Any]:

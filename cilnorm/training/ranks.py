@@ -31,9 +31,9 @@ from cilnorm.batch import Batch, Composition
 from cilnorm.network import Network, Output
 from cilnorm.training.apart import in_short, told_elsewhere
 from cilnorm.training.place import Place
-from cilnorm.values import SpecError
+from cilnorm.training.shares import SharedBatch, Shares
 
-__all__ = ["ALONE", "PlannedRanks", "Ranks", "SharedBatch", "joined"]
+__all__ = ["ALONE", "PlannedRanks", "Ranks", "joined"]
 
 TIMEOUT = timedelta(minutes=10)  # in which every process must come to what they do together
 PATIENCE = timedelta(days=2)  # for what one does and the others wait for: images that are decoded for the first time
@@ -41,18 +41,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
-class SharedBatch(Batch):
-    """A process's rows of a batch.
-
-    Attributes:
-        whole: targets and composition of all rows. Its images can't be looked at, since no process has them.
-    """
-
-    whole: Batch | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Ranks:
+class Ranks(Shares):
     """The processes that share a run, as one of them sees them. Alone, nothing here does or copies anything.
 
     Attributes:
@@ -62,25 +51,9 @@ class Ranks:
         patient: the same with more time, for what is done ``in_turn``.
     """
 
-    place: Place = Place()  # noqa: RUF009  (frozen)
     group: Any = None
     words: Any = None
     patient: Any = None
-
-    @property
-    def size(self) -> int:
-        """How many there are."""
-        return self.place.size
-
-    @property
-    def alone(self) -> bool:
-        """Whether there is only one."""
-        return self.size == 1
-
-    @property
-    def leads(self) -> bool:
-        """Whether this is the one that writes and speaks."""
-        return self.place.leads
 
     # What they agree on.
 
@@ -147,14 +120,6 @@ class Ranks:
 
     # Images that are looked at one by one.
 
-    def share(self, indices: Tensor) -> Tensor:
-        """This process's part of indices (n,): as many in each, the last one again and again where they run out."""
-        if self.alone or not len(indices):
-            return indices
-        count = -(-len(indices) // self.size)
-        own = torch.arange(count) + self.place.index * count
-        return indices[own.clamp(max=len(indices) - 1)]
-
     def gather(self, values: Tensor, count: int) -> Tensor:
         """What all processes made of their ``share`` of ``count`` images, (count, ...) in order; without a gradient."""
         if self.alone or not count:
@@ -168,37 +133,6 @@ class Ranks:
         return parts
 
     # Rows of a batch.
-
-    def refuse(self, composition: Composition) -> None:
-        """Raises ValueError where the rows of a batch can't be shared equally; the message says what could."""
-        counts = composition.current, composition.past
-        if all(count % self.size == 0 for count in counts):
-            return
-        able = [n for n in range(1, sum(counts) + 1) if not any(count % n for count in counts)]
-        near = [max(round(count / self.size), 1) * self.size if count else 0 for count in counts]
-        what = f"{counts[0]} current and {counts[1]} past rows" if counts[1] else f"{counts[0]} rows"
-        raise ValueError(
-            f"{self.size} processes can't share {what} equally; {', '.join(map(str, able))} can, or with "
-            f"{self.size} take {' and '.join(str(count) for count in near if count)} rows, which is another experiment"
-        )
-
-    def refuse_rows(self, rows: tuple[int, int], mixed: bool) -> None:
-        """Raises SpecError where a spec's rows, current and past ones if ``mixed``, can't be shared equally."""
-        kinds = Composition(*rows, 1) if mixed else Composition.of_one_kind(sum(rows), 0)
-        try:
-            self.refuse(kinds)
-        except ValueError as error:
-            raise SpecError(f"rows {rows[0]}:{rows[1]}: {error}") from error
-
-    def composition(self, whole: Composition) -> Composition:
-        """Of this process's rows of a batch."""
-        return Composition(whole.current // self.size, whole.past // self.size, whole.task, whole.classes)
-
-    def rows(self, whole: Composition) -> Tensor:
-        """Which rows of a batch are this process's: its part of the current ones, then of the past ones."""
-        own, at = self.composition(whole), self.place.index
-        current = torch.arange(own.current) + at * own.current
-        return torch.cat([current, torch.arange(own.past) + whole.current + at * own.past])
 
     def whole(self, values: Tensor, composition: Composition) -> Tensor:
         """Values of this process's rows as those of all rows of the batch, in its order.
@@ -253,6 +187,23 @@ class Ranks:
                 layer.synchronised = False
             net.forget()
 
+    @contextmanager
+    def taking(self, net: Network, batch: Batch) -> Iterator[None]:
+        """Inside, a step on a batch is taken: where it is not shared, layers look at this process's rows alone."""
+        if self.alone or isinstance(batch, SharedBatch):
+            yield
+            return
+        layers: list[Any] = [module for module in net.modules() if getattr(module, "synchronised", False)]
+        for layer in layers:
+            layer.synchronised = False
+        net.forget()
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer.synchronised = True
+            net.forget()
+
 
 class PlannedRanks(Ranks):
     """Processes that do not exist yet, seen from outside, so that what they could not share is refused before."""
@@ -276,6 +227,8 @@ class _Whole(torch.autograd.Function):
     def forward(ctx: Any, values: Tensor, ranks: Ranks, composition: Composition) -> Tensor:
         ctx.ranks, ctx.composition = ranks, composition
         parts, own = torch.stack(ranks._of_all(values)), ranks.composition(composition).current
+        if not ranks.evenly(composition):
+            return parts.flatten(0, 1)
         return torch.cat([parts[:, :own].flatten(0, 1), parts[:, own:].flatten(0, 1)])
 
     @staticmethod

@@ -51,6 +51,18 @@ OTHERWISE = ("eeil", "lucir", "ssil", "afc", "der", "bic")  # whose released cod
 WELL_SCALED = {"nbn": {"norm.floor": 1.0}}  # with its 1e-6 the gradient of β is rounding, a million times over
 
 
+LEFT = {"dataset.train": 13, "first_classes": 3}  # a last batch of 3 rows in the first task, of 1 in the second
+SHUFFLED: dict[str, dict[str, Any]] = {
+    **{norm: {"norm": norm, **LEFT} for norm in ("bn", "tbbn", "adab2n", "cbbn", "brn", "sn")},
+    "even": {"norm": "tbbn", "dataset.train": 13},  # a last batch of 2 rows in both
+    "exact": {"norm": "tbbn", "norm.splits": "exact", "norm.affine_gradient": "balanced", **LEFT},
+    "deep": {"norm": "tbbn", "backbone": "resnet8", "schedule.epochs": 2, **LEFT},
+    "streamed": {"norm": "tbbn", "residence": "stream", **LEFT},
+    "pycil": {"method": "lucir", "norm": "tbbn", "protocol": "pycil", **LEFT},
+    **{method: {"method": method, "norm": "tbbn", **LEFT} for method in ("ssil", "der++", "podnet", "eeil")},
+}
+
+
 @dataclass(frozen=True)
 class Case:
     """A run, and the type of its numbers."""
@@ -80,6 +92,7 @@ CASES = [
     Case("precise", {"statistics.precise": "class-balanced"}),
     Case("clipped", {"schedule.clip": 0.1}),
     Case("streamed", {"residence": "stream"}),
+    *(Case(f"shuffled-{name}", {"protocol.batches": "shuffled", **asked}) for name, asked in SHUFFLED.items()),
 ]
 
 
@@ -211,7 +224,7 @@ def test_four_processes_equal_one(tmp_path: Path) -> None:
     ("asked", "text"),
     [
         ({"rows": [8, 3]}, "rows 8:3: 2 processes can't share 8 current and 3 past rows equally; 1 can"),
-        ({"protocol.batches": "shuffled"}, "shuffled makes batches of ever other numbers of rows"),
+        ({"rows": [8, 5], "protocol.batches": "shuffled"}, "2 processes can't share 13 rows equally; 1, 13 can"),
         ({"norm": "of-torch"}, "of-torch: BatchNorm2d has no synchronise.group.*run it in one process instead of 2"),
         ({"norm": "gn"}, "gn: its record says one_process: .*; run it in one process instead of 2"),
     ],

@@ -41,6 +41,21 @@ def test_shares_of_rows_are_the_whole_batch_each_row_once(size: int) -> None:
         assert (rows[own.current :] >= 12).all()
 
 
+@pytest.mark.parametrize(("size", "current", "past"), [(2, 7, 5), (2, 11, 1), (4, 3, 13), (4, 14, 2), (4, 1, 7)])
+def test_rows_whose_kinds_do_not_divide_are_taken_in_order(size: int, current: int, past: int) -> None:
+    """So that together the processes hold the batch as one process would, row by row."""
+    whole = Composition(current, past, 2, (4, 2))
+    parts = [ranks.rows(whole) for ranks in all_of(size)]
+    assert torch.cat(parts).tolist() == list(range(whole.rows))
+    assert len({len(rows) for rows in parts}) == 1
+    for ranks, rows in zip(all_of(size), parts, strict=True):
+        assert ranks.can_share(whole)
+        assert not ranks.evenly(whole)
+        own = ranks.composition(whole)
+        assert (own.current, own.past) == (int((rows < current).sum()), int((rows >= current).sum()))
+    assert not all_of(3)[0].can_share(Composition(15, 7, 2))
+
+
 @pytest.mark.parametrize("count", [1, 5, 6, 7])
 def test_shares_of_images_stand_in_order(count: int) -> None:
     indices = torch.arange(count) + 100
