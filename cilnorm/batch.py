@@ -139,6 +139,10 @@ class Batch:
         """The rows of past tasks."""
         return slice(self.composition.current, self.composition.rows)
 
+    def mean(self, value: Tensor) -> Tensor:
+        """Of a mean over these rows, that over all rows of the batch, of which another process may hold a part."""
+        return value
+
 
 class CompositionWarning(UserWarning):
     """Training goes on, but a layer can hardly do what it is there for; the message says why and what to do."""

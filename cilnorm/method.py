@@ -227,6 +227,8 @@ class Method:
         exemplar_free: whether the method can learn without exemplars (``memory: 0``); batches of later tasks then hold
             current rows alone.
         needs_maps: whether the loss looks at stage maps, so that a backbone without any is refused before training.
+        measures_means: whether what ``remember`` makes of batches is means over rows, each handed through
+            ``Batch.mean``; then several processes of a run share the rows. Otherwise each looks at all of them.
         released: what the released code does differently, by field: the method's own hyperparameters, and fields of
             the protocol as ``protocol.FIELD``. Applied by ``protocol: released``.
         pycil: what PyCIL's code of the method does differently, likewise. Applied by ``protocol: pycil``.
@@ -234,6 +236,7 @@ class Method:
 
     exemplar_free: ClassVar[bool] = False
     needs_maps: ClassVar[bool] = False
+    measures_means: ClassVar[bool] = False
     released: ClassVar[Mapping[str, Any]] = {}
     pycil: ClassVar[Mapping[str, Any]] = {}
 

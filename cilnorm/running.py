@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -125,7 +125,10 @@ def frozen_parameters(model: nn.Module) -> list[nn.Parameter]:
 
 @torch.no_grad()
 def measure_statistics(
-    model: nn.Module, batches: Iterable[Tensor], tell: Callable[[int], None] = lambda rows: None
+    model: nn.Module,
+    batches: Iterable[Tensor],
+    tell: Callable[[int], None] = lambda rows: None,
+    gather: Callable[[Tensor], Sequence[Tensor]] | None = None,
 ) -> nn.Module:
     """Measures the running statistics of every layer anew, in place, but those of frozen parts; returns the model.
 
@@ -136,6 +139,8 @@ def measure_statistics(
     Args:
         batches: images (N, 3, H, W); N may differ.
         tell: hears the number of rows before each batch, for layers that must be told what a batch is made of.
+        gather: gives what each process of a group found, from what this one did, where ``batches`` are its share alone;
+            called once.
 
     Raises:
         ValueError: no layer keeps statistics, one is frozen, or there is no batch; nothing has moved then.
@@ -160,6 +165,8 @@ def measure_statistics(
             meter.close()
         for module, mode in modes:
             module.training = mode
+    if gather:
+        _pool(meters, gather)
     if not all(meter.count for meter in meters):
         raise ValueError("no batch to measure statistics on")
     for meter in meters:
@@ -170,6 +177,14 @@ def measure_statistics(
 def _uncompiled() -> contextlib.AbstractContextManager[Any]:
     """Lets compiled modules run as they are written; the compiler, slow to import, is left alone if it isn't there."""
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else contextlib.nullcontext()
+
+
+def _pool(meters: list[_Meter], gather: Callable[[Tensor], Sequence[Tensor]]) -> None:
+    """Puts together what several processes found."""
+    found = [meter.found() for meter in meters]
+    lines = [line.split([len(each) for each in found]) for line in gather(torch.cat(found))]
+    for meter, *of_all in zip(meters, *lines, strict=True):
+        meter.pool(of_all)
 
 
 class _Meter:
@@ -188,9 +203,12 @@ class _Meter:
         self._hook = layer.register_forward_hook(self._add)
 
     def _add(self, _: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        """Takes a batch in: mean and variance of both parts together (Chan et al.)."""
+        """Takes a batch in."""
         count = inputs[0].numel() // inputs[0].shape[1]
-        mean, var = self.layer.running_mean.double(), self._variance(count)
+        self._join(count, self.layer.running_mean.double(), self._variance(count))
+
+    def _join(self, count: int, mean: Tensor, var: Tensor) -> None:
+        """Mean and variance of both parts together (Chan et al.)."""
         part, apart = count / (self.count + count), mean - self._mean
         self._var = (1 - part) * self._var + part * var + part * (1 - part) * apart.square()
         self._mean = self._mean + part * apart
@@ -202,6 +220,22 @@ class _Meter:
             return (self.layer.running_std.double() - self.layer.eps).square()
         biased = (count - 1) / count if getattr(self.layer, "bessel", True) else 1.0
         return self.layer.running_var.double() * biased
+
+    def found(self) -> Tensor:
+        """What was measured, in a line (2 + 2 C,) of float64: values behind it, batches counted, mean, variance."""
+        numbers = self._mean.new_tensor([self.count, int(self._counted)])
+        return torch.cat([numbers, self._mean, self._var])
+
+    def pool(self, lines: Iterable[Tensor]) -> None:
+        """Takes what several processes ``found``, in the place of what this one did."""
+        self.count = counted = 0
+        self._mean, self._var = torch.zeros_like(self._mean), torch.zeros_like(self._var)
+        for line in lines:
+            count, batches = (int(number) for number in line[:2])
+            if count:
+                self._join(count, *line[2:].chunk(2))
+            counted += batches
+        self._counted = counted
 
     def close(self) -> None:
         """Leaves the layer as it was."""

@@ -83,10 +83,11 @@ def feed_epoch(run: Running, plan: EpochPlan, position: tuple[int, ...], ranks: 
 def seen_batches(run: Running, task: Task) -> EpochBatches:
     """One pass over all that the task was trained on, current and remembered, for methods that measure something.
 
-    Each process makes the whole pass by itself: what a method measures need not be a sum over rows.
+    Each process makes the whole pass by itself, for what a method measures need not be a sum over rows; if it says that
+    it is, each takes its part of the rows.
     """
     spec, state, rows = run.spec, run.state, sum(run.spec.rows)
     pool = torch.cat([run.parts.stream.train(task), state.memory.indices])
     composition, position = Composition.of_one_kind(rows, task.index), (task.index, state.phase)
     plan = plan_epoch([RowSource(pool, rows, "seen")], composition, Protocol(), spec.seed, position, 0)
-    return feed_epoch(run, plan, (*position, 0))
+    return feed_epoch(run, plan, (*position, 0), run.parts.ranks if run.parts.method.measures_means else ALONE)

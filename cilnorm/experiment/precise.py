@@ -57,8 +57,8 @@ def measure_anew(spec: Spec, parts: Assembly, memory: Memory, task: Task) -> Non
 
 
 def _measure_view(spec: Spec, parts: Assembly, memory: Memory, task: Task) -> None:
-    rows = balanced_rows(memory, parts, task, spec.seed)
-    labels = iter(parts.stream.targets[rows].to(parts.device).tensor_split(_count(spec, rows)))
+    rows, ranks = balanced_rows(memory, parts, task, spec.seed), parts.ranks
+    labels = iter(ranks.every(parts.stream.targets[rows].to(parts.device).tensor_split(_count(spec, rows))))
 
     def tell(count: int) -> None:
         composition = Composition.of_one_kind(count, task.index)  # no cut: rows of every task in any order
@@ -67,7 +67,8 @@ def _measure_view(spec: Spec, parts: Assembly, memory: Memory, task: Task) -> No
         if needs_rows(parts.net):
             tell_batch(parts.net, Batch(torch.empty(0), targets, composition), task)
 
-    measure_statistics(parts.net, _batches(spec, parts, rows, task), tell)
+    gather = None if ranks.alone else ranks.of_all
+    measure_statistics(parts.net, _batches(spec, parts, rows, task), tell, gather)
 
 
 def _count(spec: Spec, rows: Tensor) -> int:
@@ -76,9 +77,9 @@ def _count(spec: Spec, rows: Tensor) -> int:
 
 
 def _batches(spec: Spec, parts: Assembly, rows: Tensor, task: Task) -> Iterator[Tensor]:
-    """Augmented images of the rows, batch by batch."""
+    """Augmented images of the rows, batch by batch; those batches that are this process's."""
     views = parts.train.draw(len(rows), generator(spec.seed, "precise augmentation", task.index))
-    places = torch.arange(len(rows)).tensor_split(_count(spec, rows))
+    places = parts.ranks.every(torch.arange(len(rows)).tensor_split(_count(spec, rows)))
     for part, images in zip(places, parts.train.read([rows[part] for part in places]), strict=True):
         yield parts.train.seen(images, views[part].to(parts.device))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from cilnorm.experiment.failures import RunStopped, record_failure
 from cilnorm.experiment.feeding import Running, draw_phase_pool, feed_epoch, lay_out_epoch, seen_batches
 from cilnorm.experiment.precise import measure_anew
 from cilnorm.experiment.trials import RunContext, assemble_first, choose_by_trials, is_begun
-from cilnorm.method import Phase
+from cilnorm.method import Past, Phase
 from cilnorm.registry import Registry
 from cilnorm.running import freeze_statistics
 from cilnorm.spec import Spec
@@ -198,7 +198,7 @@ def _learn(run: Running, context: RunContext) -> Result:
                 state.phase, state.epoch, state.best, state.pool, state.optimizer = state.phase + 1, 0, None, None, None
             if spec.statistics.precise != "never":
                 measure_anew(spec, parts, state.memory, task)
-            state.past = parts.method.remember(parts.net, task, partial(seen_batches, run, task))
+            state.past = _remember(run, task)
             _agree(parts, state)
             state.memory = memory_with(spec, parts, state.memory, task)
             describe_new = describe(parts.net, parts.train, parts.method.store, parts.ranks)
@@ -276,6 +276,16 @@ def _save(run: Running, engine: Engine | None = None) -> None:
 def _checkpoints(spec: Spec, parts: Assembly, folder: RunFolder) -> Checkpoints:
     """Those of this spec and these images."""
     return Checkpoints.of(folder.checkpoints, spec, parts.images.digest)
+
+
+def _remember(run: Running, task: Task) -> Past | None:
+    """What the method keeps of the task; processes measure together what is a mean over rows."""
+    parts = run.parts
+    with parts.ranks.training(parts.net) if parts.method.measures_means else nullcontext():
+        past = parts.method.remember(parts.net, task, partial(seen_batches, run, task))
+    if past is not None:
+        parts.ranks.part(past.net)
+    return past
 
 
 def _agree(parts: Assembly, state: RunState) -> None:

@@ -89,7 +89,7 @@ class EpochBatches:
         whole = Batch(nowhere, rows(self.targets), composition, stored)
         own = self._own(whole.targets, composition), self.ranks.composition(composition)
         own_stored = {name: self._own(rows, composition) for name, rows in stored.items()}
-        return SharedBatch(seen, *own, own_stored, whole, uneven=not self.ranks.evenly(composition))
+        return SharedBatch(seen, *own, own_stored, whole, not self.ranks.evenly(composition), self.ranks.mean)
 
     def _own(self, row: Tensor, composition: Composition) -> Tensor:
         """What this process looks at of a line of the plan."""

@@ -124,9 +124,10 @@ class Ranks(Shares):
         """What all processes made of their ``share`` of ``count`` images, (count, ...) in order; without a gradient."""
         if self.alone or not count:
             return values
-        return torch.cat(self._of_all(values))[:count]
+        return torch.cat(self.of_all(values))[:count]
 
-    def _of_all(self, values: Tensor) -> list[Tensor]:
+    def of_all(self, values: Tensor) -> list[Tensor]:
+        """The values of each process, of one shape and type in all; without a gradient."""
         values = values.detach().contiguous()
         parts = [torch.empty_like(values) for _ in range(self.size)]
         distributed.all_gather(parts, values, group=self.group)
@@ -169,6 +170,10 @@ class Ranks(Shares):
             for tensor, changed in zip(of_type, flat.split([each.numel() for each in of_type]), strict=True):
                 tensor.copy_(changed.view_as(tensor))
 
+    def mean(self, value: Tensor) -> Tensor:
+        """The mean of the processes' values; without a gradient."""
+        return value if self.alone else torch.stack(self.of_all(value)).mean(0)
+
     @contextmanager
     def training(self, net: Network) -> Iterator[None]:
         """Inside, layers that look at the whole batch share their statistics; elsewhere each process is by itself."""
@@ -183,9 +188,15 @@ class Ranks(Shares):
         try:
             yield
         finally:
-            for layer in layers:
-                layer.synchronised = False
-            net.forget()
+            self.part(net)
+
+    @staticmethod
+    def part(net: Network) -> None:
+        """From now on each process's layers look at its own rows alone."""
+        for module in net.modules():
+            if getattr(module, "synchronised", False):
+                module.synchronised = False  # type: ignore[assignment]
+        net.forget()
 
     @contextmanager
     def taking(self, net: Network, batch: Batch) -> Iterator[None]:
@@ -226,7 +237,7 @@ class _Whole(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, ranks: Ranks, composition: Composition) -> Tensor:
         ctx.ranks, ctx.composition = ranks, composition
-        parts, own = torch.stack(ranks._of_all(values)), ranks.composition(composition).current
+        parts, own = torch.stack(ranks.of_all(values)), ranks.composition(composition).current
         if not ranks.evenly(composition):
             return parts.flatten(0, 1)
         return torch.cat([parts[:, :own].flatten(0, 1), parts[:, own:].flatten(0, 1)])

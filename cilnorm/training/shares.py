@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -13,6 +15,8 @@ from cilnorm.values import SpecError
 
 __all__ = ["SharedBatch", "Shares"]
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True, eq=False)
 class SharedBatch(Batch):
@@ -21,10 +25,16 @@ class SharedBatch(Batch):
     Attributes:
         whole: targets and composition of all rows. Its images can't be looked at, since no process has them.
         uneven: whether processes hold other numbers of current rows, so that layers must be told of each row.
+        average: gives the mean of the processes' values.
     """
 
     whole: Batch | None = None
     uneven: bool = False
+    average: Callable[[Tensor], Tensor] = lambda value: value
+
+    def mean(self, value: Tensor) -> Tensor:
+        """Of a mean over this process's rows, that over the rows of all."""
+        return self.average(value)
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +69,10 @@ class Shares:
         count = -(-len(indices) // self.size)
         own = torch.arange(count) + self.place.index * count
         return indices[own.clamp(max=len(indices) - 1)]
+
+    def every(self, batches: Sequence[T]) -> Sequence[T]:
+        """This process's part of batches that are looked at one by one: every N-th."""
+        return batches[self.place.index :: self.size]
 
     def refuse(self, composition: Composition) -> None:
         """Raises ValueError where the rows of a batch can't be shared equally; the message says what could."""

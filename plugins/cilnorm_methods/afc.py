@@ -42,6 +42,7 @@ class AFC(LocalSimilarity):
     """
 
     released: ClassVar[Mapping[str, Any]] = {**LocalSimilarity.released, "measure_in_place": True}
+    measures_means: ClassVar[bool] = True
 
     consolidation: float = 4.0
     measure_in_place: bool = False
@@ -66,7 +67,8 @@ class AFC(LocalSimilarity):
             tell_batch(measured, batch, task)
             out = measured(batch.images)
             gradients = torch.autograd.grad(nca(out.logits, batch.targets, self.margin), out.maps)
-            added = [channel_importance(gradient) for gradient in gradients]
+            # Of a part of the rows, gradients are as many times larger as there are parts; the factor cancels below.
+            added = [batch.mean(channel_importance(gradient)) for gradient in gradients]
             sums = [a + b for a, b in zip(sums, added, strict=True)] if sums else added
         teacher = Past(copy.deepcopy(net).eval().requires_grad_(False))
         return replace(teacher, tensors={f"importance-{stage}": s / s.mean() for stage, s in enumerate(sums)})

@@ -14,6 +14,7 @@ import sys
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,10 +24,11 @@ from torch import Tensor, distributed
 from cilnorm.batch import Batch
 from cilnorm.experiment import runner
 from cilnorm.experiment.assembly import assemble
+from cilnorm.experiment.feeding import seen_batches
 from cilnorm.hookspecs import Norm
 from cilnorm.registry import Registry, load
 from cilnorm.spec import Settings, SpecError, resolve
-from cilnorm.storage.checkpoint import Checkpoints
+from cilnorm.storage.checkpoint import Checkpoints, RunState
 from cilnorm.testing import toys
 from cilnorm.training.engine import Engine
 from cilnorm.training.place import Place
@@ -90,6 +92,10 @@ CASES = [
     Case("best", {"protocol.validation": 0.25, "protocol.keep": "best"}),
     Case("frozen", {"statistics.freeze": "after-first"}),
     Case("precise", {"statistics.precise": "class-balanced"}),
+    Case("precise-odd", {"norm": "tbbn", "statistics.precise": "class-balanced", "dataset.train": 19}),  # 3 batches
+    Case("precise-few", {"norm": "brn", "statistics.precise": "class-balanced", "memory": 8}),  # 1 batch in the end
+    *(Case(f"precise-{norm}", {"norm": norm, "statistics.precise": "class-balanced"}) for norm in ("adab2n", "sn")),
+    *(Case(f"afc-{norm}", {"method": "afc", "norm": norm}) for norm in ("bn", "brn", "cbbn")),
     Case("clipped", {"schedule.clip": 0.1}),
     Case("streamed", {"residence": "stream"}),
     *(Case(f"shuffled-{name}", {"protocol.batches": "shuffled", **asked}) for name, asked in SHUFFLED.items()),
@@ -235,6 +241,17 @@ def test_what_processes_can_not_share_is_refused_before_training(asked: dict[str
     spec = toys.toy_spec(registry, backbone="resnet8", **{"rows": [8, 4], **asked})
     with pytest.raises(SpecError, match=text):
         assemble(spec, registry, torch.device("cpu"), None, Ranks(Place(0, 2, 0, 2)))
+
+
+@pytest.mark.parametrize(("method", "own"), [("afc", 6), ("two-phases", 12)])
+def test_rows_that_a_method_measures_are_shared_if_it_can_do_with_means(method: str, own: int) -> None:
+    registry = load(extra=[fake])
+    spec = resolve("preset", registry, Settings({"preset": PRESET}, {}), method=method, **SMALL)
+    parts = assemble(spec, registry, torch.device("cpu"), None, Ranks(Place(1, 2, 1, 2)))
+    run: Any = SimpleNamespace(spec=spec, parts=parts, state=RunState())
+    batches = list(seen_batches(run, parts.stream.tasks[0]))
+    assert len(batches) == 2
+    assert all(len(batch.images) == len(batch.targets) == batch.composition.rows == own for batch in batches)
 
 
 # What goes wrong.

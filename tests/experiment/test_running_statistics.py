@@ -61,6 +61,25 @@ def trained(name: str) -> nn.Module:
     return layer
 
 
+@pytest.mark.parametrize("name", KEEPING)
+def test_what_several_measure_is_put_together(name: str) -> None:
+    """Batches of two processes, of which one has an odd one; and a third that has none."""
+    batches = [rows(count, seed).double() for seed, count in enumerate((16, 15, 16))]
+    whole, first, second = (trained(name).double() for _ in range(3))
+    measure_statistics(whole, batches, partial(tell, whole))
+    lines: list[Tensor] = []
+
+    def gather(line: Tensor) -> list[Tensor]:
+        lines.append(line)
+        return [*lines, torch.zeros_like(line)]
+
+    measure_statistics(first, batches[::2], partial(tell, first), gather)
+    measure_statistics(second, batches[1::2], partial(tell, second), gather)
+    assert len(lines) == 2
+    for key, value in whole.state_dict().items():
+        torch.testing.assert_close(second.state_dict()[key], value, rtol=1e-12, atol=1e-12, msg=key)
+
+
 def test_norms_with_running_statistics_are_known_by_their_class() -> None:
     assert {"bn", "brn", "cn", "sn", "tbbn", "nbn", "spnorm"} <= set(KEEPING)
     for name in NORMS:
