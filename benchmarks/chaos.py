@@ -1,12 +1,13 @@
 """Kills runs at random instants until they are through, and compares them with runs that nobody disturbed.
 
     python -m benchmarks.chaos --kills 200
-    python -m benchmarks.chaos --kills 50 --ranks 2
+    python -m benchmarks.chaos --kills 50 --ranks 2 --tasks 4
 
-Real processes, SIGKILL, ten tasks of tiny images with every method in turn. A killed run is resumed and killed again;
-what it ends with (accuracies, weights, exemplars, every logged loss) must equal the undisturbed run to the bit. Prints
-the kills, the resumptions and the differences, of which there must be none. With ``--ranks`` several processes share a
-run, any one of them is killed, and the others must end by themselves.
+Real processes, SIGKILL, ten tasks of tiny images, or another number, with every method in turn. A killed run is resumed
+and killed again; what it ends with (accuracies, weights, exemplars, every logged loss) must equal the undisturbed run
+to the bit. Prints the kills, the resumptions and the differences, of which there must be none. With ``--ranks`` several
+processes share a run, any one of them is killed, and the others must end by themselves; if they don't, that is an
+error.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ from tests.conftest import TINY
 CASES = (
     ("lucir", "tbbn"), ("eeil", "tbbn+cn"), ("podnet", "brn"), ("afc", "sn"), ("ssil", "tbbn"), ("ft", "gn"),
 )  # fmt: skip
-SMALL = {"tasks": 10, "memory": 40, "dataset.classes": 20, "dataset.train": 18, "dataset.test": 6}
+TASKS = 10
+PATIENCE = 300.0  # seconds in which the processes of a run must end, killed or not
 REGISTRY = registries.load(extra=[fake])
 
 
@@ -53,6 +55,11 @@ class Tally:
     resumes: int = 0
     finished: int = 0
     differences: list[str] = field(default_factory=list)
+
+
+def small(tasks: int) -> dict[str, int]:
+    """Values of a run of so many tasks, two classes each."""
+    return {"tasks": tasks, "memory": 4 * tasks, "dataset.classes": 2 * tasks, "dataset.train": 18, "dataset.test": 6}
 
 
 def serve() -> None:
@@ -129,6 +136,7 @@ def chaos(
     seed: int | None = None,
     limit: float = 3600.0,
     ranks: int = 1,
+    tasks: int = TASKS,
 ) -> Tally:
     """Kills that many times, or for ``limit`` seconds, and tells what came of it."""
     chance, tally, ends = random.Random(seed), Tally(), time.monotonic() + limit
@@ -139,7 +147,7 @@ def chaos(
             if tally.kills >= kills or time.monotonic() > ends:
                 break
             if case not in expected:
-                expected[case] = _undisturbed(server, case, place, ranks)
+                expected[case] = _undisturbed(server, case, place, (ranks, tasks))
             spec, whole, seconds = expected[case]
             folder = place / f"run {number}"
             while _killed(server, spec, folder, chance, seconds if tally.kills < kills else None, ranks):
@@ -162,6 +170,11 @@ def _killed(
     if seconds is not None and not select.select([server.stdout], [], [], chance.uniform(0, seconds))[0]:
         with suppress(ProcessLookupError):
             os.kill(chance.choice(children), signal.SIGKILL)
+    if not select.select([server.stdout], [], [], PATIENCE)[0]:
+        for child in children:
+            with suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+        raise RuntimeError(f"{folder}: its processes did not end within {PATIENCE:.0f} s")
     status = [int(ended) for ended in server.stdout.readline().split()]
     killed = -signal.SIGKILL in status
     if any(ended not in ((0, 1, -signal.SIGKILL) if killed else (0,)) for ended in status):
@@ -175,10 +188,12 @@ def _unfinished(folder: Path) -> bool:
     return not summary.exists() or json.loads(summary.read_text())["state"] != "finished"
 
 
-def _undisturbed(server: Any, case: tuple[str, str], place: Path, ranks: int) -> tuple[Path, dict[str, Any], float]:
-    method, norm = case
+def _undisturbed(
+    server: Any, case: tuple[str, str], place: Path, size: tuple[int, int]
+) -> tuple[Path, dict[str, Any], float]:
+    (method, norm), (ranks, tasks) = case, size
     spec = place / f"{method} {norm}.yaml"
-    asked: dict[str, Any] = {**SMALL, "method": method, "norm": norm}
+    asked: dict[str, Any] = {**small(tasks), "method": method, "norm": norm}
     spec.write_text(to_yaml(resolve("tiny", REGISTRY, Settings({"tiny": TINY}, {}), **asked)))
     began = time.monotonic()
     _killed(server, spec, place / spec.stem, random.Random(0), None, ranks)
@@ -192,6 +207,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=None, help="of the instants, as far as the machine repeats")
     parser.add_argument("--limit", type=float, default=3600.0, help="seconds after which no further run is begun")
     parser.add_argument("--ranks", type=int, default=1, help="processes that share each run")
+    parser.add_argument("--tasks", type=int, default=TASKS, help="of each run")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.serve:
@@ -199,8 +215,9 @@ def main() -> None:
         return
     torch.set_num_threads(1)
     began = time.monotonic()
+    how = {"seed": asked.seed, "limit": asked.limit, "ranks": asked.ranks, "tasks": asked.tasks}
     with tempfile.TemporaryDirectory() as place:
-        tally = chaos(asked.kills, Path(place), seed=asked.seed, limit=asked.limit, ranks=asked.ranks)
+        tally = chaos(asked.kills, Path(place), **how)
     print(
         f"{tally.kills} kills, {tally.resumes} resumes, {tally.finished} runs finished, "
         f"{len(tally.differences)} differences, {time.monotonic() - began:.0f} s"

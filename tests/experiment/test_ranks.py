@@ -31,6 +31,7 @@ from cilnorm.spec import Settings, SpecError, resolve
 from cilnorm.storage.checkpoint import Checkpoints, RunState
 from cilnorm.testing import toys
 from cilnorm.training.engine import Engine
+from cilnorm.training.fast_engines import engine_class
 from cilnorm.training.place import Place
 from cilnorm.training.ranks import Ranks, joined
 from tests import fake
@@ -98,13 +99,18 @@ CASES = [
     *(Case(f"afc-{norm}", {"method": "afc", "norm": norm}) for norm in ("bn", "brn", "cbbn")),
     Case("clipped", {"schedule.clip": 0.1}),
     Case("streamed", {"residence": "stream"}),
+    Case("compiled", {"method": "lucir", "norm": "tbbn", "engine": "compile"}),
+    Case("compiled-shuffled", {"norm": "bn", "engine": "compile", "protocol.batches": "shuffled", **LEFT}),
     *(Case(f"shuffled-{name}", {"protocol.batches": "shuffled", **asked}) for name, asked in SHUFFLED.items()),
 ]
 
 
 @dataclass
 class Found:
-    """What a run leaves: the terms of each epoch, the gradients of the first step of each phase, and its end."""
+    """What a run leaves: the terms of each epoch, the gradients of the first step of each phase, and its end.
+
+    ``compiled`` counts the graphs that were handed to a compiler.
+    """
 
     terms: list[dict[str, float]]
     gradients: list[dict[str, Tensor]]
@@ -112,13 +118,22 @@ class Found:
     memory: list[list[int]]
     matrix: list[list[float]]
     summary: dict[str, Any]
+    compiled: int
 
 
 def learn(case: Case, folder: Path, registry: Registry) -> Found:
     """Does the run of a case in this process, or its part of it."""
     gradients: list[dict[str, Tensor]] = []
+    graphs: list[Any] = []
+    spec = resolve("preset", registry, Settings({"preset": PRESET}, {}), **{**SMALL, **case.asked})
+    base: Any = engine_class(spec.engine, torch.device("cpu"), 2)
+    whole = torch.nn.Module.compile
 
-    class Recorder(Engine):
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    class Recorder(base):  # type: ignore[misc]
         seen = 0
 
         def update(self, batch: Batch) -> None:
@@ -128,10 +143,10 @@ def learn(case: Case, folder: Path, registry: Registry) -> Found:
                 gradients.append({name: each.grad.clone() for name, each in named if each.grad is not None})
             self.seen += 1
 
-    spec = resolve("preset", registry, Settings({"preset": PRESET}, {}), **{**SMALL, **case.asked})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runner, "draw_figures", lambda *_: None)  # takes longer than the run
         patch.setattr(runner, "engine_class", lambda *_: Recorder)
+        patch.setattr(torch.nn.Module, "compile", lambda module: whole(module, backend=backend))
         torch.set_default_dtype(case.dtype)
         try:
             result = runner.run(spec, folder, device="cpu", registry=registry)
@@ -142,7 +157,7 @@ def learn(case: Case, folder: Path, registry: Registry) -> Found:
     terms = [event["terms"] for event in events if event["event"] == "epoch"]
     memory = [kept.tolist() for kept in last["memory"]]
     summary = {name: value for name, value in result.summary.items() if name != "seconds"}
-    return Found(terms, gradients, last["net"], memory, result.matrix, summary)
+    return Found(terms, gradients, last["net"], memory, result.matrix, summary, len(graphs))
 
 
 def enter(rank: int, size: int, store: Path, timeout: float = 300.0) -> Registry:
@@ -174,7 +189,8 @@ def alone(number: int) -> dict[str, Any]:
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
-        return vars(learn(CASES[number], Path(folder) / "run", load(extra=[fake])))
+        case = replace(CASES[number], asked={**CASES[number].asked, "engine": "eager"})
+        return vars(learn(case, Path(folder) / "run", load(extra=[fake])))
 
 
 @pytest.fixture(scope="module")
@@ -196,6 +212,7 @@ def test_two_processes_equal_one(together: list[list[dict[str, Any]]], number: i
             compare(name, found[name], expected[name], close)
         assert found["memory"] == expected["memory"]
         assert found["matrix"] == expected["matrix"]
+        assert bool(found["compiled"]) == (CASES[number].asked.get("engine") == "compile")
 
 
 def compare(name: str, found: Any, expected: Any, close: dict[str, float]) -> None:
