@@ -27,6 +27,8 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -34,8 +36,10 @@ from typing import Any
 import torch
 
 from cilnorm import registry as registries
+from cilnorm.experiment import runner
 from cilnorm.experiment.runner import RunStopped, run
 from cilnorm.spec import Settings, read_spec, resolve, to_yaml
+from cilnorm.training.ranks import joined
 from tests import fake
 from tests.conftest import TINY
 
@@ -44,6 +48,7 @@ CASES = (
 )  # fmt: skip
 TASKS = 10
 PATIENCE = 300.0  # seconds in which the processes of a run must end, killed or not
+MISSED = timedelta(seconds=30)  # after which one that was killed before all had met is missed; else it is ten minutes
 REGISTRY = registries.load(extra=[fake])
 
 
@@ -95,6 +100,7 @@ def _take_part(spec: str, folder: str, every: float | None, place: tuple[int, in
     if ranks > 1:
         names = {"RANK": rank, "WORLD_SIZE": ranks, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": ranks, "MASTER_PORT": port}
         os.environ.update({"MASTER_ADDR": "127.0.0.1", **{name: str(value) for name, value in names.items()}})
+        runner.joined = partial(joined, timeout=MISSED)  # type: ignore[assignment]
     status = 1
     try:
         run(read_spec(Path(spec), REGISTRY), folder, device="cpu", registry=REGISTRY, go_on=True,

@@ -63,7 +63,7 @@ class Engine:
         net.requires_grad_(False)
         for parameter in self.parameters:
             parameter.requires_grad_()
-        self._needs_rows = needs_rows(net)
+        self._needs_rows, self._average = needs_rows(net), ranks.averaging(self.parameters)
         # On a GPU the rate is a tensor, so that a captured step follows it, and the update is one kernel.
         self._on_gpu = self.device.type == "cuda"
         self._rate: Tensor | float = torch.tensor(schedule.lr, device=self.device) if self._on_gpu else schedule.lr
@@ -151,7 +151,7 @@ class Engine:
             terms = {**terms, **told.take_terms()}
         self.optimizer.zero_grad(set_to_none=True)
         torch.stack(list(terms.values())).sum().backward()
-        self.ranks.average(self.parameters)
+        self._average()
         if self.schedule.clip:
             torch.nn.utils.clip_grad_norm_(self.parameters, self.schedule.clip)
         if self.schedule.clamp:

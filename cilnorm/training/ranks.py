@@ -152,12 +152,9 @@ class Ranks(Shares):
         maps: Any = _Maps(out.maps, self, composition)
         return Output(wide[0], wide[0] if same else wide[2], wide[1], maps)
 
-    def average(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Gives every process the mean of the processes' gradients."""
-        if self.alone:
-            return
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        self._in_pieces(gradients, lambda flat: distributed.all_reduce(flat.div_(self.size), group=self.group))
+    def averaging(self, parameters: Sequence[nn.Parameter]) -> Callable[[], None]:
+        """A function that gives every process the mean of the processes' gradients of these parameters."""
+        return _Averaging(self, parameters) if not self.alone else _nothing
 
     @staticmethod
     @torch.no_grad()
@@ -229,6 +226,43 @@ class PlannedRanks(Ranks):
 
 
 ALONE = Ranks()
+
+
+def _nothing() -> None:
+    """A process alone has the mean already."""
+
+
+class _Averaging:
+    """Gradients of a type in one piece, for every message has its price, that is kept: new memory costs as much.
+
+    From then on a gradient is a view of the piece, laid out as its parameter is.
+    """
+
+    def __init__(self, ranks: Ranks, parameters: Sequence[nn.Parameter]) -> None:
+        self._ranks, self._pieces = ranks, []
+        for dtype in dict.fromkeys(parameter.dtype for parameter in parameters):
+            of_type = [parameter for parameter in parameters if parameter.dtype == dtype]
+            counts = [parameter.numel() for parameter in of_type]
+            flat = torch.zeros(sum(counts), dtype=dtype, device=of_type[0].device)
+            views = [_laid_out(part, like) for part, like in zip(flat.split(counts), of_type, strict=True)]
+            self._pieces.append((flat, list(zip(of_type, views, strict=True))))
+
+    @torch.no_grad()
+    def __call__(self) -> None:
+        for flat, views in self._pieces:
+            for parameter, view in views:
+                if parameter.grad is None:  # not used by this loss, in any process
+                    view.zero_()
+                else:
+                    torch.div(parameter.grad, self._ranks.size, out=view)
+                    parameter.grad = view
+            distributed.all_reduce(flat, group=self._ranks.group)
+
+
+def _laid_out(flat: Tensor, like: Tensor) -> Tensor:
+    """A view of as many values in the shape and, if it leaves no gaps, the layout of another tensor."""
+    channels_last = like.dim() == 4 and like.is_contiguous(memory_format=torch.channels_last)
+    return flat.as_strided(like.shape, like.stride(), flat.storage_offset()) if channels_last else flat.view_as(like)
 
 
 class _Whole(torch.autograd.Function):

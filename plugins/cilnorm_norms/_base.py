@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _NormBase
 
@@ -40,9 +41,9 @@ class Ranks:
         return _SumOverRanks.apply(value, self.group)
 
     def pool(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and biased variance over all ranks of what each has as many values of."""
-        everywhere = self.sum(mean) / self.size
-        return everywhere, self.sum(var + (mean - everywhere).square()) / self.size
+        """Mean and biased variance over all ranks of what each has as many values of; a message each way."""
+        pooled: tuple[Tensor, Tensor] = _Pooled.apply(mean, var, self)
+        return pooled
 
 
 class _SumOverRanks(torch.autograd.Function):
@@ -56,6 +57,26 @@ class _SumOverRanks(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
         return _SumOverRanks.apply(g, ctx.group), None
+
+
+class _Pooled(torch.autograd.Function):
+    """M = mean_r m_r, V = mean_r [v_r + (m_r − M)²] (Chan's formula), so ∂V/∂m_r = 2 (m_r − M) / R."""
+
+    @staticmethod
+    def forward(ctx: Any, mean: Tensor, var: Tensor, ranks: Ranks) -> tuple[Tensor, Tensor]:
+        means, variances = ranks.gather(torch.stack([mean, var])).unbind(1)
+        everywhere = means.mean(0)
+        apart = means - everywhere
+        ctx.ranks = ranks
+        ctx.save_for_backward(apart[ranks.index])
+        return everywhere, (variances + apart.square()).mean(0)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_mean: Tensor, of_var: Tensor) -> tuple[Tensor, Tensor, None]:
+        (apart,) = ctx.saved_tensors
+        of_mean, of_var = (ctx.ranks.sum(torch.stack([of_mean, of_var])) / ctx.ranks.size).unbind()
+        return torch.addcmul(of_mean, of_var, apart, value=2), of_var, None
 
 
 class BatchDependent(KeepsStatistics):

@@ -199,8 +199,8 @@ def combine(mean: Pair, var: Pair, plan: Plan, area: int, ranks: int = 1) -> Mom
 
 def pool(mean: Pair, var: Pair, plan: Plan, ranks: Ranks) -> tuple[Pair, Pair]:
     """Moments of the splits and of the past rows over all ranks; every lane has as many values as any other."""
-    means = ranks.gather(torch.cat([mean.lanes, mean.past[None]]))
-    variances = ranks.gather(torch.cat([var.lanes, var.past[None]]))
+    own = torch.cat([mean.lanes, mean.past[None], var.lanes, var.past[None]])
+    means, variances = ranks.gather(own).chunk(2, dim=1)
     # Lanes in the order of ranks take turns in the splits, whether a rank's lanes are splits or rows.
     lane_means = means[:, :-1].reshape(-1, plan.splits, means.shape[-1])
     lane_variances = variances[:, :-1].reshape(lane_means.shape)
