@@ -34,7 +34,7 @@ from cilnorm.storage.run_folder import RunFolder, default_folder
 from cilnorm.training.engine import Engine
 from cilnorm.training.fast_engines import engine_class
 from cilnorm.training.place import place
-from cilnorm.training.precision import Precision, choose_precision, matmul_precision
+from cilnorm.training.precision import Precision, choose_precision, default_type, matmul_precision
 from cilnorm.training.randomness import initial_weights
 from cilnorm.training.ranks import joined
 
@@ -100,7 +100,7 @@ def run(
         RunStopped: during training; the folder keeps what was done.
         Interrupted: a signal ended it; what was done is saved.
     """
-    with _context(**how) as context:
+    with default_type(spec.precision), _context(**how) as context:
         registry, first = context.registry, context.ranks.first
         path = first(lambda: Path(out) if out else default_folder(spec))
         if not (go_on and first(lambda: is_begun(path, spec, registry))):
@@ -149,7 +149,9 @@ def _context(
 def _resume(context: RunContext, path: Path) -> Result:
     with context.at_work(path):
         folder = context.open(path)
-        return _whole(context, folder, folder.read_spec(context.registry))
+        spec = folder.read_spec(context.registry)
+        with default_type(spec.precision):
+            return _whole(context, folder, spec)
 
 
 def _whole(context: RunContext, folder: RunFolder, spec: Spec, parts: Assembly | None = None) -> Result:

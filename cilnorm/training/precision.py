@@ -11,9 +11,9 @@ from torch import Tensor
 
 from cilnorm.network import Network, Output
 
-__all__ = ["Precision", "choose_precision", "forward", "matmul_precision"]
+__all__ = ["Precision", "choose_precision", "default_type", "forward", "matmul_precision"]
 
-Precision = Literal["auto", "fp32", "tf32", "bf16"]
+Precision = Literal["auto", "fp32", "tf32", "bf16", "fp64"]
 AMPERE = (8, 0)  # the first GPUs that know tf32
 
 
@@ -25,6 +25,20 @@ def choose_precision(name: Precision, device: torch.device) -> Precision:
 
 
 @contextmanager
+def default_type(precision: Precision) -> Iterator[None]:
+    """Inside, what is made without saying of which type is of float64 with ``fp64``: network, images and all else.
+
+    For comparisons: rounding, which differs between processors and with the number of processes, then stays small.
+    """
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64 if precision == "fp64" else before)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@contextmanager
 def matmul_precision(precision: Precision) -> Iterator[None]:
     """Inside, products of float32 matrices and convolutions on a GPU are rounded to tf32, or are not (fp32).
 
@@ -32,7 +46,7 @@ def matmul_precision(precision: Precision) -> Iterator[None]:
     """
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     before = matmul.allow_tf32, cudnn.allow_tf32
-    matmul.allow_tf32 = cudnn.allow_tf32 = precision != "fp32"
+    matmul.allow_tf32 = cudnn.allow_tf32 = precision not in ("fp32", "fp64")
     try:
         yield
     finally:
@@ -40,7 +54,7 @@ def matmul_precision(precision: Precision) -> Iterator[None]:
 
 
 def forward(net: Network, images: Tensor, precision: Precision) -> Output:
-    """The network's output for images (N, 3, H, W), in float32 whatever it was computed in.
+    """The network's output for images (N, 3, H, W), in float32 whatever it was computed in, or in float64 throughout.
 
     So no loss is computed in half precision, and none meets a function that refuses it (``binary_cross_entropy``).
     """

@@ -448,3 +448,24 @@ def test_a_step_of_every_norm_is_captured(registry: Registry, norm: str) -> None
     assert len(engine._recordings) == 1
     for one, other in zip(terms, again, strict=True):
         assert other == pytest.approx(one, rel=1e-3, abs=1e-3)
+
+
+def test_double_precision_is_that_of_the_whole_run(
+    tiny: Callable[..., Spec], registry: Registry, tmp_path: Path
+) -> None:
+    def stop(event: dict[str, Any]) -> None:
+        if event["event"] == "epoch" and (event["task"], event["epoch"]) == (2, 1):
+            raise KeyboardInterrupt
+
+    spec = tiny(method="two-phases", norm="tbbn", precision="fp64")
+    whole = run(spec, tmp_path / "whole", device="cpu", registry=registry)
+    with pytest.raises(KeyboardInterrupt):
+        run(spec, tmp_path / "stopped", device="cpu", registry=registry, watch=[stop])
+    resume(tmp_path / "stopped", device="cpu", registry=registry)
+    one, other = (
+        torch.load(folder / "checkpoints" / "last.pt", weights_only=True)["net"]
+        for folder in (whole.folder, tmp_path / "stopped")
+    )
+    assert {tensor.dtype for tensor in one.values()} == {torch.float64, torch.long}
+    assert all(torch.equal(other[name], tensor) for name, tensor in one.items())
+    assert torch.get_default_dtype() == torch.float32
