@@ -5,10 +5,11 @@
     python -m benchmarks.peers table FILE
 
 Three tasks of ten classes, 50 training and 20 test images a class, 200 exemplars, shuffled batches of 32, 8 epochs for
-the first task and 6 for each other, rate 0.02, for at 0.1 both are at chance that soon, a tenth after two thirds. The seed draws weights and batches;
-1993 + seed the order of classes, the same on both sides. PyCIL runs by its own ``main.py``, with these numbers in the
-place of its own; ours with ``--preset cifar100-pycil --protocol pycil``. Seconds are CPU time of the process, one
-thread, from a batch to the end of the optimiser's step there, and from step to step here.
+the first task and 6 for each other, rate 0.02 (at 0.1 both are at chance that soon), a tenth of it later. The
+seed draws weights and batches; 1993 + seed the order of classes, the same on both sides. PyCIL runs by its own
+``main.py``, with these numbers in the place of its own; ours with ``--preset cifar100-pycil --protocol pycil``. Seconds
+are CPU time of the process, one thread, from a batch to the end of the optimiser's step there, and from step to step
+here.
 """
 
 from __future__ import annotations

@@ -251,6 +251,8 @@ NORMS: list[tuple[type[nn.Module], dict[str, Any], str, str]] = [
     ("build", "claims", "promise", "mend"), NORMS, ids=lambda value: getattr(value, "__name__", "")
 )
 def test_a_broken_norm_is_caught(build: type[nn.Module], claims: dict[str, Any], promise: str, mend: str) -> None:
+    if promise == "compiled_for_ten_tasks" and torch.__version__.startswith("2.6."):
+        pytest.skip("torch 2.6 makes one graph for all numbers that a module holds, so this is not broken there")
     text = verdict(norm_checks(Norm("broken", build, **claims)), promise)
     assert mend in text
     assert text.startswith(f"norm broken, {promise.replace('_', ' ')}: ")
