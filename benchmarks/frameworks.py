@@ -22,7 +22,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -129,10 +129,18 @@ def write_few(root: Path, folder: Path, each: int, tested: int = TESTED) -> None
         (folder / name).write_bytes(pickle.dumps(content))
 
 
-def run_pycil(asked: argparse.Namespace, record: Record) -> list[str]:
-    """Prepares PyCIL; returns its arguments."""
+def prepare_pycil(
+    record: Record, method: str, numbers: Mapping[str, Any], settings: Mapping[str, Any], score: str = "cnn"
+) -> list[str]:
+    """Has three tasks of PyCIL's method recorded; returns its arguments.
+
+    Args:
+        numbers: constants of the method's module, in the place of its own where it has them.
+        settings: beside those that every run here has.
+        score: which of PyCIL's two accuracies is noted, ``cnn`` or ``nme``.
+    """
     manager, factory = importlib.import_module("utils.data_manager"), importlib.import_module("utils.factory")
-    get_model = factory.get_model
+    module, get_model = importlib.import_module(f"models.{method}"), factory.get_model
 
     def watched_model(name: str, args: Any) -> Any:
         learner = get_model(name, args)
@@ -140,29 +148,34 @@ def run_pycil(asked: argparse.Namespace, record: Record) -> list[str]:
 
         def eval_task(*args: Any) -> Any:
             found = evaluate(*args)
-            record.task_ends(float(found[0]["top1"]))
+            record.task_ends(float(found[("cnn", "nme").index(score)]["top1"]))
             return found
 
         record.known, learner.eval_task = lambda: learner._known_classes, eval_task
         return learner
 
-    module = importlib.import_module(f"models.{asked.method}")
-    short = {"init_epoch": 1, "epochs": 1, "ft_epochs": 1, "batch_size": asked.rows}
-    for name, value in short.items():
+    for name, value in numbers.items():
         if hasattr(module, name):
             setattr(module, name, value)
-    if hasattr(module, "nca"):
-        module.nca = record.compared(module.nca)
     factory.get_model = watched_model
     manager.DataManager.nb_tasks = property(lambda self: TASKS)
+    fixed = {"dataset": "cifar100", "shuffle": True, "init_cls": NEW, "increment": NEW, "device": [-1]}
+    Path("settings.json").write_text(json.dumps({**fixed, "model_name": method, **settings}), encoding="utf-8")
+    return ["--config", "settings.json"]
+
+
+def run_pycil(asked: argparse.Namespace, record: Record) -> list[str]:
+    """Prepares PyCIL; returns its arguments."""
+    module = importlib.import_module(f"models.{asked.method}")
+    if hasattr(module, "nca"):
+        module.nca = record.compared(module.nca)
     write_few(asked.data, Path("data/cifar-100-python"), asked.images)
     settings = {
-        "prefix": "three", "dataset": "cifar100", "memory_size": asked.memory, "shuffle": True, "init_cls": NEW,
-        "increment": NEW, "model_name": asked.method, "device": [-1], "seed": [1993],
+        "prefix": "three", "memory_size": asked.memory, "seed": [1993],
         "convnet_type": "cosine_resnet32" if asked.method == "podnet" else "resnet32",
     }  # fmt: skip
-    Path("settings.json").write_text(json.dumps(settings), encoding="utf-8")
-    return ["--config", "settings.json"]
+    short = {"init_epoch": 1, "epochs": 1, "ft_epochs": 1, "batch_size": asked.rows}
+    return prepare_pycil(record, asked.method, short, settings)
 
 
 def run_mammoth(asked: argparse.Namespace, record: Record) -> list[str]:

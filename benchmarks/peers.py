@@ -32,7 +32,7 @@ import torch
 from torchvision.datasets import cifar
 
 import cilnorm
-from benchmarks.frameworks import NEW, TASKS, Record, write_few
+from benchmarks.frameworks import TASKS, Record, prepare_pycil, write_few
 from cilnorm import registry as registries
 from cilnorm.images import ImageSet
 from cilnorm.registry import Registry, Shelf
@@ -47,48 +47,23 @@ ORDER = 1993
 def run_theirs(checkout: Path, data: Path, method: str, seed: int) -> dict[str, Any]:
     """PyCIL's accuracies in % over all classes so far, after each task, and seconds of a step of the last task."""
     sys.path.insert(0, str(checkout))
-    record, accuracies = Record(), []
-    trainer, factory = importlib.import_module("trainer"), importlib.import_module("utils.factory")
-    manager, module = importlib.import_module("utils.data_manager"), importlib.import_module(f"models.{method}")
-    get_model = factory.get_model
-
-    def watched_model(name: str, args: Any) -> Any:
-        learner = get_model(name, args)
-        evaluate = learner.eval_task
-
-        def eval_task(*args: Any) -> Any:
-            found = dict(zip(("cnn", "nme"), evaluate(*args), strict=True))
-            accuracies.append(float(found[SCORE[method]]["top1"]))
-            record.task_ends(accuracies[-1])
-            return found["cnn"], found["nme"]
-
-        learner.eval_task = eval_task
-        return learner
-
-    short = {
-        "init_epoch": FIRST, "epochs": LATER, "batch_size": ROWS,
-        "init_milestones": [2 * FIRST // 3], "milestones": [2 * LATER // 3], "init_lr": RATE, "lrate": RATE,
+    record, trainer = Record(), importlib.import_module("trainer")
+    numbers = {
+        "init_epoch": FIRST, "epochs": LATER, "batch_size": ROWS, "init_lr": RATE, "lrate": RATE,
+        "init_milestones": [2 * FIRST // 3], "milestones": [2 * LATER // 3],
     }  # fmt: skip
-    for name, value in short.items():
-        assert hasattr(module, name), name
-        setattr(module, name, value)
-    factory.get_model = watched_model
+    settings = {"prefix": "beside", "memory_size": MEMORY, "seed": [ORDER + seed], "convnet_type": "resnet32"}
     trainer._set_random = lambda: torch.manual_seed(seed)  # theirs is 1 whatever the seed
-    manager.DataManager.nb_tasks = property(lambda self: TASKS)
     cifar.check_integrity = lambda path, md5=None: Path(path).is_file()  # for there are fewer images
     record.watch()
-    settings = {
-        "prefix": "beside", "dataset": "cifar100", "memory_size": MEMORY, "shuffle": True, "init_cls": NEW,
-        "increment": NEW, "model_name": method, "device": [-1], "seed": [ORDER + seed], "convnet_type": "resnet32",
-    }  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         write_few(data, Path("data/cifar-100-python"), EACH, TESTED)
-        Path("settings.json").write_text(json.dumps(settings), encoding="utf-8")
-        sys.argv = [str(checkout / "main.py"), "--config", "settings.json"]
-        runpy.run_path(sys.argv[0], run_name="__main__")
+        main_file = str(checkout / "main.py")
+        sys.argv = [main_file, *prepare_pycil(record, method, numbers, settings, SCORE[method])]
+        runpy.run_path(main_file, run_name="__main__")
         os.chdir(checkout)
-    return {"accuracies": accuracies, "step": statistics.median(record.seconds[TASKS - 1])}
+    return {"accuracies": record.accuracies, "step": statistics.median(record.seconds[TASKS - 1])}
 
 
 def few(registry: Registry) -> Registry:
