@@ -36,6 +36,7 @@ from benchmarks.frameworks import TASKS, Record, prepare_pycil, write_few
 from cilnorm import registry as registries
 from cilnorm.images import ImageSet
 from cilnorm.registry import Registry, Shelf
+from cilnorm.results.comparison import Comparison, tested
 from cilnorm.spec import resolve
 
 EACH, TESTED, MEMORY, ROWS = 50, 20, 200, 32
@@ -115,25 +116,39 @@ def run_ours(data: Path, method: str, seed: int) -> dict[str, Any]:
     return {"accuracies": [statistics.mean(row) for row in rows], "step": statistics.median(spent)}
 
 
-def table(path: Path) -> str:
-    """Means and standard deviations over seeds, ours and theirs, in Markdown."""
-    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+def table(path: Path) -> list[list[str]]:
+    """Means and standard deviations over the seeds that both sides have, and ours less theirs by seed."""
+    found: dict[str, dict[str, dict[int, dict[str, Any]]]] = {}
     for line in path.read_text(encoding="utf-8").splitlines():
         if line.startswith("{"):
             each = json.loads(line)
-            found.setdefault((each["method"], each["side"]), []).append(each)
-    lines = [f"| | after task 1 | ... {' | ... '.join(map(str, range(2, TASKS + 1)))} | step (s) | seeds |"]
-    lines.append("| --- " + "| --: " * (TASKS + 2) + "|")
-    for (method, side), runs in sorted(found.items()):
-        spreads = []
-        for task in range(TASKS):
-            values = [run["accuracies"][task] for run in runs]
-            spread = statistics.stdev(values) if len(values) > 1 else float("nan")
-            spreads.append(f"{statistics.mean(values):.1f} ± {spread:.1f}")
-        step = statistics.median(run["step"] for run in runs)
-        name = f"PyCIL `{method}`" if side == "theirs" else f"`{method}`"
-        lines.append(f"| {name} | {' | '.join(spreads)} | {step:.3f} | {len(runs)} |")
-    return "\n".join(lines)
+            found.setdefault(each["method"], {"ours": {}, "theirs": {}})[each["side"]][each["seed"]] = each
+    rows = [["", *(f"after task {task + 1}" for task in range(TASKS)), "step (s)", "seeds"]]
+    for method, sides in sorted(found.items()):
+        seeds = tuple(sorted(sides["ours"].keys() & sides["theirs"].keys()))
+        ours, theirs = ([side[seed] for seed in seeds] for side in (sides["ours"], sides["theirs"]))
+        pairs = [tested("", _after(theirs, task), _after(ours, task), seeds, True) for task in range(TASKS)]
+        for name, runs in ((f"`{method}`", ours), (f"PyCIL `{method}`", theirs)):
+            means = [_spread(_after(runs, task)) for task in range(TASKS)]
+            step = statistics.median(run["step"] for run in runs)
+            rows.append([name, *means, f"{step:.3f}", ", ".join(map(str, seeds))])
+        apart = [_interval(pair) for pair in pairs]
+        ratio = statistics.median(one["step"] / other["step"] for one, other in zip(ours, theirs, strict=True))
+        rows.append(["ours less theirs", *apart, f"ratio {ratio:.2f}", ""])
+    return rows
+
+
+def _after(runs: Sequence[dict[str, Any]], task: int) -> tuple[float, ...]:
+    return tuple(run["accuracies"][task] for run in runs)
+
+
+def _spread(values: Sequence[float]) -> str:
+    return f"{statistics.mean(values):.1f} ± {statistics.stdev(values) if len(values) > 1 else float('nan'):.1f}"
+
+
+def _interval(pair: Comparison) -> str:
+    """The mean difference with its 95 % interval, where there is one."""
+    return f"{pair.difference:+.1f}" + ("" if pair.low is None else f" ({pair.low:+.1f} to {pair.high:+.1f})")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -149,7 +164,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     commands.add_parser("table").add_argument("file", type=Path)
     asked = parser.parse_args(argv)
     if asked.command == "table":
-        print(table(asked.file))
+        print("\n".join("\t".join(row) for row in table(asked.file)))
         return
     data, checkout = asked.data.resolve(), asked.checkout.resolve()
     torch.set_num_threads(1)

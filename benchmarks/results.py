@@ -6,7 +6,8 @@
 
 A group holds runs that differ in method, norm, their options, and seed. A page names a table by a comment,
 ``<!-- runs GROUP -->``, or ``tests``, ``probes`` or ``published`` in the place of ``runs``; what stands between it and
-the next ``<!-- end -->`` is made by the command.
+the next ``<!-- end -->`` is made by the command. ``<!-- peers NAME -->`` is the table of ``benchmarks.peers`` from
+``docs/runs/NAME.jsonl``.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks import peers
 from cilnorm.metrics import TABULATED, as_matrix, average_per_task, mean_text
 from cilnorm.results.comparison import FEW, Comparison, compare, tested
 from cilnorm.results.probe_section import accuracies, read_probe
@@ -183,7 +185,8 @@ def rendered(page: str) -> str:
 
     def made(match: re.Match[str]) -> str:
         opening, kind, group, end = match.groups()
-        return f"{opening}{_markdown(MAKERS[kind](read_group(group)))}{end}"
+        rows = peers.table(RUNS / f"{group}.jsonl") if kind == "peers" else MAKERS[kind](read_group(group))
+        return f"{opening}{_markdown(rows)}{end}"
 
     return BLOCK.sub(made, page)
 

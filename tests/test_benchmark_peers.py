@@ -43,14 +43,19 @@ def test_both_sides_see_the_same_images(cifar: Registry, tmp_path: Path) -> None
     assert len(ours.train_images) == 100 * peers.EACH
 
 
-def test_the_table_has_means_over_seeds(tmp_path: Path) -> None:
-    lines = [
-        {"side": side, "method": "wa", "seed": seed, "accuracies": [40.0 + seed, 20.0, 10.0], "step": 0.1 + seed}
-        for side in ("ours", "theirs")
-        for seed in (0, 2)
-    ]
+def test_the_table_pairs_the_seeds_that_both_sides_have(tmp_path: Path) -> None:
+    lines = []
+    for side, lead, seeds in (("ours", 1.0, (0, 2, 4)), ("theirs", 0.0, (0, 2, 7))):
+        for seed in seeds:
+            accuracies = [40.0 + seed + lead * seed, 20.0 + lead, 10.0]
+            lines.append({"side": side, "method": "wa", "seed": seed, "accuracies": accuracies, "step": 2.0 - lead})
     path = tmp_path / "found"
     path.write_text("noise\n" + "\n".join(map(json.dumps, lines)) + "\n", encoding="utf-8")
-    *_, ours, theirs = peers.table(path).splitlines()
-    assert ours == "| `wa` | 41.0 ± 1.4 | 20.0 ± 0.0 | 10.0 ± 0.0 | 1.100 | 2 |"
-    assert theirs.startswith("| PyCIL `wa` | 41.0 ± 1.4 |")
+    titles, *rows = peers.table(path)
+    assert titles == ["", "after task 1", "after task 2", "after task 3", "step (s)", "seeds"]
+    assert rows == [
+        ["`wa`", "42.0 ± 2.8", "21.0 ± 0.0", "10.0 ± 0.0", "1.000", "0, 2"],
+        ["PyCIL `wa`", "41.0 ± 1.4", "20.0 ± 0.0", "10.0 ± 0.0", "2.000", "0, 2"],
+        # Differences of 0 and 2: 1 ± 12.706 standard errors of 1.
+        ["ours less theirs", "+1.0 (-11.7 to +13.7)", "+1.0", "+0.0", "ratio 0.50", ""],
+    ]
