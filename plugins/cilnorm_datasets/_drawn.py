@@ -12,6 +12,7 @@ import torch
 from cilnorm.images import ImageSet
 
 from ._files import cache_folder, digest, temporary
+from ._sizes import averaged, check_size
 
 __all__ = ["CLASSES", "SIDE", "Drawing"]
 
@@ -49,18 +50,19 @@ class Drawing:
         """Whether the set of the usual size lies there."""
         return self.place(root, 0, 500, 100).is_file()
 
-    def build(self, root: Path | None, seed: int, train_per_class: int, test_per_class: int) -> ImageSet:
-        """The set, read from where it was kept, drawn where it was not.
+    def build(self, root: Path | None, seed: int, train_per_class: int, test_per_class: int, size: int) -> ImageSet:
+        """The set, read from where it was kept, drawn where it was not, in both cases with 32x32 pixels, then averaged.
 
         Images stand class after class. A damaged file is drawn anew and a folder that cannot be written is done
         without; ``notice`` says so.
 
         Returns:
-            Images (100 * train_per_class, 3, 32, 32) and (100 * test_per_class, 3, 32, 32), uint8.
+            Images (100 * train_per_class, 3, size, size) and (100 * test_per_class, 3, size, size), uint8.
 
         Raises:
-            ValueError: a count below 1, or a negative seed.
+            ValueError: a count below 1, a negative seed, or a size that does not divide 32.
         """
+        check_size(self.name, SIDE, size)
         if min(train_per_class, test_per_class) < 1 or seed < 0:
             raise ValueError(
                 f"{self.name} takes at least 1 image a class and a seed of at least 0;"
@@ -76,6 +78,9 @@ class Drawing:
             )
             sha = _digest(pixels, labels)
             notices += self._keep(path, pixels, sha)
+        if size < SIDE:
+            pixels = averaged(pixels, size)
+            sha = _digest(pixels, labels)
         images = torch.from_numpy(pixels).split([len(part) for part in labels])
         return ImageSet(
             train_images=images[0],

@@ -11,10 +11,11 @@ import numpy as np
 import torch
 
 from cilnorm.hookspecs import Dataset, hookimpl
-from cilnorm.images import DatasetError, ImageSet
+from cilnorm.images import ImageSet
 
 from . import _cifar
 from ._files import cache_folder, digest
+from ._sizes import averaged, check_size
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz"
 ARCHIVE_MD5 = "eb9058c3a382ffc7106e4002c42a8d85"
@@ -52,8 +53,7 @@ def build(root: Path | None = None, size: int = SIDE) -> ImageSet:
     Raises:
         DatasetError: the files are absent and cannot be had, or one of them is damaged.
     """
-    if size < 1 or SIDE % size:
-        raise DatasetError(f"cifar100 has images of {SIDE} pixels; size must divide that, {size} does not")
+    check_size("cifar100", SIDE, size)
     release = _release()
     folder = _cifar.fetched(release, root, cache_folder)
     official = {}
@@ -61,7 +61,7 @@ def build(root: Path | None = None, size: int = SIDE) -> ImageSet:
     names = _cifar.class_names(folder / "meta", record, "fine_label_names", CLASSES)
     train_images, train_labels, official["train"] = _split(folder / "train")
     test_images, test_labels, official["test"] = _split(folder / "test")
-    train_images, test_images = _averaged(train_images, size), _averaged(test_images, size)
+    train_images, test_images = averaged(train_images, size), averaged(test_images, size)
     return ImageSet(
         train_images=torch.from_numpy(train_images),
         train_labels=torch.from_numpy(train_labels),
@@ -73,17 +73,6 @@ def build(root: Path | None = None, size: int = SIDE) -> ImageSet:
         digest=digest(train_images, train_labels, test_images, test_labels),
         notice=_cifar.notice(release, folder, official),
     )
-
-
-def _averaged(images: np.ndarray, size: int) -> np.ndarray:
-    """Images (N, 3, size, size) uint8: means over squares of pixels, halves rounded up."""
-    factor = SIDE // size
-    if factor == 1:
-        return images
-    squares = images.reshape(len(images), 3, size, factor, size, factor)
-    area = factor * factor
-    means = (squares.sum((3, 5), dtype=np.uint32) + area // 2) // area
-    return means.astype(np.uint8)
 
 
 def _split(path: Path) -> tuple[np.ndarray, np.ndarray, bool]:

@@ -33,7 +33,7 @@ SCRATCHES = 2
 
 
 def build(
-    root: Path | None = None, *, seed: int = 0, train_per_class: int = 500, test_per_class: int = 100
+    root: Path | None = None, *, seed: int = 0, train_per_class: int = 500, test_per_class: int = 100, size: int = SIDE
 ) -> ImageSet:
     """The set, from ``<root or cache folder>/numerals`` where it was kept, drawn (about ten seconds) where it was not.
 
@@ -46,13 +46,15 @@ def build(
         seed: of all that is drawn.
         train_per_class, test_per_class: images drawn of each number.
 
+        size: side of the images in pixels; a smaller one than 32, which it must divide, is made by averaging.
+
     Returns:
-        train_images (100 * train_per_class, 3, 32, 32) uint8 and test_images (100 * test_per_class, 3, 32, 32) uint8.
+        train_images (100 * train_per_class, 3, size, size) and test_images (100 * test_per_class, ...), both uint8.
 
     Raises:
-        ValueError: a count below 1, or a negative seed.
+        ValueError: a count below 1, a negative seed, or a size that does not divide 32.
     """
-    return DRAWING.build(root, seed, train_per_class, test_per_class)
+    return DRAWING.build(root, seed, train_per_class, test_per_class, size)
 
 
 def _draw(number: int, split: int, count: int, seed: int) -> np.ndarray:

@@ -52,6 +52,17 @@ def test_shapes_and_balance(source, tmp_path):
     assert drawn.notice == ""
 
 
+def test_smaller_images_are_means_of_squares(source, tmp_path):
+    whole, small = source.build(tmp_path, **SMALL), source.build(tmp_path, size=16, **SMALL)
+    squares = whole.train_images.view(300, 3, 16, 2, 16, 2).sum((3, 5), dtype=torch.int32)
+    assert torch.equal(small.train_images, ((squares + 2) // 4).to(torch.uint8))
+    assert small.test_images.shape == (200, 3, 16, 16)
+    assert small.digest != whole.digest
+    assert len(list((tmp_path / source.DRAWING.name).iterdir())) == 1  # drawn and kept once, for every size
+    with pytest.raises(ValueError, match="size must divide that, 12 does not"):
+        source.build(tmp_path, size=12)
+
+
 def test_no_two_images_are_alike(source, tmp_path):
     drawn = source.build(tmp_path, **SMALL)
     images = torch.cat([drawn.train_images, drawn.test_images]).flatten(1)
