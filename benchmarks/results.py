@@ -5,9 +5,9 @@
     python -m benchmarks.results --add GROUP RUN ...    keeps the small files of finished runs in docs/runs/GROUP
 
 A group holds runs that differ in method, norm, their options, and seed. A page names a table by a comment,
-``<!-- runs GROUP -->``, or ``tests``, ``probes`` or ``published`` in the place of ``runs``; what stands between it and
-the next ``<!-- end -->`` is made by the command. ``<!-- peers NAME -->`` is the table of ``benchmarks.peers`` from
-``docs/runs/NAME.jsonl``.
+``<!-- runs GROUP -->``, or ``tests``, ``mistaken``, ``probes`` or ``published`` in the place of ``runs``; what stands
+between it and the next ``<!-- end -->`` is made by the command. ``<!-- peers NAME -->`` is the table of
+``benchmarks.peers`` from ``docs/runs/NAME.jsonl``.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from cilnorm.results.comparison import FEW, Comparison, compare, tested
 from cilnorm.results.probe_section import accuracies, read_probe
 from cilnorm.results.published import printed
 from cilnorm.results.reading import RunResult, by_label, read_result
+from cilnorm.results.report import confused
 from cilnorm.storage.figures import curves_figure, save
 from cilnorm.text import markdown
 
@@ -104,6 +105,34 @@ def _higher(found: Comparison) -> int:
     return sum(b > a for a, b in zip(found.one, found.other, strict=True))
 
 
+def mistaken(groups: Groups) -> list[list[str]]:
+    """After the last task: how many old images are taken for the newest task, and what becomes of all others.
+
+    ``right task`` counts, of the old images that are not taken for the newest task, those that are taken for their own;
+    ``newest kept`` the images of the newest task that are taken for it. Paired against the same method's batch norm.
+    """
+    measures = ("old taken for the newest", "right task of the others", "newest kept")
+    rows = [["run", *measures, *["difference"] * len(measures)]]
+    for label, runs in groups.items():
+        base = {run.seed: _shares(run) for run in groups.get(f"{runs[0].spec['method']} x bn", ())}
+        found = {run.seed: _shares(run) for run in runs}
+        seeds, told = tuple(sorted(base.keys() & found.keys())), [""] * len(measures)
+        if len(seeds) >= FEW and base != found:
+            pairs = [
+                tested(name, *(tuple(side[seed][at] for seed in seeds) for side in (base, found)), seeds, paired=True)
+                for at, name in enumerate(measures)
+            ]
+            told = [f"{pair.difference:+.2f} ({_interval(pair)})" for pair in pairs]
+        rows.append([label, *(mean_text(list(values)) for values in zip(*found.values(), strict=True)), *told])
+    return rows
+
+
+def _shares(run: RunResult) -> tuple[float, float, float]:
+    """The three measures of ``mistaken``, in percent."""
+    taken, elsewhere, lost = (curve[-1][1] for curve in confused(run).values())
+    return taken, 100 * (100 - taken - elsewhere) / (100 - taken), 100 - lost
+
+
 def probes(groups: Groups) -> list[list[str]]:
     """What re-tuning the norm layers of finished runs gives: accuracy before and after, and what averages lie nearest.
 
@@ -175,6 +204,7 @@ def draw(group: str, groups: Groups, folder: Path = FIGURES) -> list[Path]:
 MAKERS: dict[str, Callable[[Groups], list[list[str]]]] = {
     "runs": table,
     "tests": tests,
+    "mistaken": mistaken,
     "probes": probes,
     "published": beside_published,
 }

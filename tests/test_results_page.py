@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -56,3 +57,14 @@ def test_few_seeds_carry_no_test() -> None:
     groups = results.read_group("cifar100-h200")
     assert len(results.tests(groups)) == 1 + (len(groups) - 1) * len(results.TABULATED)
     assert results.tests({label: runs[:4] for label, runs in groups.items()}) == results.tests({})
+
+
+def test_where_old_images_go() -> None:
+    groups = results.read_group("cifar100-h200")
+    run = replace(groups["ft x bn"][0], confusion=[[], [[6, 3, 1], [1, 4, 5], [0, 2, 8]]])
+    # Of 20 old images 6 are taken for the newest task, and of the 14 others 10 for their own.
+    assert results._shares(run) == pytest.approx((30, 100 * 10 / 14, 80))
+    _, bn, cn, *_ = results.mistaken(groups)
+    assert bn[4:] == ["", "", ""]
+    assert cn[4].startswith("+2.82 (")
+    assert results.mistaken({label: runs[:4] for label, runs in groups.items()})[2][4:] == ["", "", ""]
