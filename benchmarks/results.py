@@ -7,7 +7,7 @@
 A group holds runs that differ in method, norm, their options, and seed. A page names a table by a comment,
 ``<!-- runs GROUP -->``, or ``tests``, ``mistaken``, ``probes`` or ``published`` in the place of ``runs``; what stands
 between it and the next ``<!-- end -->`` is made by the command. ``<!-- peers NAME -->`` is the table of
-``benchmarks.peers`` from ``docs/runs/NAME.jsonl``.
+``benchmarks.peers`` from ``docs/runs/NAME.jsonl``, ``<!-- agreement GROUP..GROUP -->`` compares the order of two.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import re
 import shutil
+import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -185,6 +186,24 @@ def beside_published(groups: Groups) -> list[list[str]]:
     return rows
 
 
+def agreement(one: Groups, other: Groups) -> list[list[str]]:
+    """A_f of the kinds of run that both groups have, highest first in ``one``, and how well their orders agree."""
+    from scipy import stats
+
+    means = [
+        (label, *(statistics.mean(float(run.summary["A_f"]) for run in groups[label]) for groups in (one, other)))
+        for label in one
+        if label in other
+    ]
+    means.sort(key=lambda row: -row[1])
+    found = stats.spearmanr([row[1] for row in means], [row[2] for row in means]).statistic
+    return [
+        ["run", "A_f", "A_f there"],
+        *([label, f"{here:.2f}", f"{there:.2f}"] for label, here, there in means),
+        ["Spearman's ρ", f"{found:.2f}", ""],
+    ]
+
+
 def draw(group: str, groups: Groups, folder: Path = FIGURES) -> list[Path]:
     """Mean accuracy over the seen tasks after each task: FT with each norm, mean within the range of the seeds."""
     series = {
@@ -215,7 +234,12 @@ def rendered(page: str) -> str:
 
     def made(match: re.Match[str]) -> str:
         opening, kind, group, end = match.groups()
-        rows = peers.table(RUNS / f"{group}.jsonl") if kind == "peers" else MAKERS[kind](read_group(group))
+        if kind == "peers":
+            rows = peers.table(RUNS / f"{group}.jsonl")
+        elif kind == "agreement":
+            rows = agreement(*map(read_group, group.split("..")))
+        else:
+            rows = MAKERS[kind](read_group(group))
         return f"{opening}{_markdown(rows)}{end}"
 
     return BLOCK.sub(made, page)

@@ -68,3 +68,12 @@ def test_where_old_images_go() -> None:
     assert bn[4:] == ["", "", ""]
     assert cn[4].startswith("+2.82 (")
     assert results.mistaken({label: runs[:4] for label, runs in groups.items()})[2][4:] == ["", "", ""]
+
+
+def test_orders_of_two_groups_are_compared() -> None:
+    groups = results.read_group("cifar100-h200")
+    _, *rows, found = results.agreement(groups, groups)
+    assert [row[0] for row in rows] == ["ft x tbbn", "ft x bn", "ft x cn", "ft x tbbn (splits exact)"]
+    assert found == ["Spearman's ρ", "1.00", ""]
+    swapped = {**groups, "ft x bn": groups["ft x tbbn"], "ft x tbbn": groups["ft x bn"], "ft x of its own": ()}
+    assert results.agreement(groups, swapped)[-1][1] == "0.80"

@@ -277,9 +277,9 @@ def test_a_file_that_is_missing_or_no_text(registry: Registry, tmp_path: Path) -
 
 
 def test_another_part_drops_the_options_of_the_one_it_replaces(registry: Registry) -> None:
-    assert resolve("quick", registry).dataset_options == {"train_per_class": 60, "test_per_class": 20}
+    assert resolve("quick", registry).dataset_options == {"size": 16, "train_per_class": 100, "test_per_class": 40}
     assert resolve("quick", registry, dataset="cifar100").dataset_options == {}
-    assert resolve("quick", registry, dataset="numerals").dataset_options["test_per_class"] == 20
+    assert resolve("quick", registry, dataset="textures").dataset_options["test_per_class"] == 40
 
 
 def test_annotations_that_cannot_be_resolved_leave_values_as_they_are(registry: Registry) -> None:

@@ -482,9 +482,9 @@ def test_several_seeds_of_one_run(site: Path) -> None:
     asked = ("run", "--preset", "quick", *(f"--set={key}={value}" for key, value in SMALL.items()))
     result = cilnorm(*asked, "--epochs", "1", "--seeds", "0,1", "--workers", "2", "--out", "out", "--device", "cpu")
     assert result.exit_code == 0, result.output
-    finals = [json.loads((site / "out" / f"seed-{seed}" / "summary.json").read_text())["A_f"] for seed in (0, 1)]
-    assert finals[0] != finals[1]
-    assert f"{sum(finals) / 2:.2f} ± " in result.stdout
+    found = [json.loads((site / "out" / f"seed-{seed}" / "summary.json").read_text()) for seed in (0, 1)]
+    assert found[0]["ece_new"] != found[1]["ece_new"]  # accuracies on so few images can agree
+    assert f"{(found[0]['A_f'] + found[1]['A_f']) / 2:.2f} ± " in result.stdout
     assert (
         "2 runs: 2 finished before, 0 to do"
         in cilnorm(*asked, "--epochs", "1", "--seeds", "0,1", "--out", "out").stdout
