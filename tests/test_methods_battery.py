@@ -45,7 +45,7 @@ TERMS = {
     "der": {"main": ["ce", "auxiliary"], "classifier": ["ce"]},
     "foster": {"boosting": ["ce", "feature-ce", "distill"], "compression": ["balanced-distill"]},
     "wa": {"main": ["ce", "distill"]},
-    "er-ace": {"main": ["ce-current", "ce-past"]},
+    "er-ace": {"main": ["ce-current", "ce-buffer"]},
     "icarl": {"main": ["bce", "distill"]},
     "der++": {"main": ["ce", "mse", "ce-past"]},
     "bic": {"main": ["ce", "distill"], "bias": ["ce"]},

@@ -1,12 +1,18 @@
-"""ER-ACE: new classes are learned without a push against old ones; only stored images see all classes compete.
+"""ER-ACE: new classes are learned without a push against old ones; only a buffer of all classes has them all compete.
 
-    L = CE(z over the classes of the current rows, y; current rows) + CE(z, y; past rows),   a mean over each kind
+    L = CE(z over the classes of the current rows, y; current rows) + CE(z, y; buffer),   a mean over each
 
 Caccia et al., "New Insights on Reducing Abrupt Representation Change in Online Continual Learning", ICLR 2022,
 https://arxiv.org/abs/2104.05025, section 4. The paper learns online: current rows and rows of a buffer, which holds
 images of the current task as well, go through the network one after the other, each by themselves. Here they are one
-batch and one pass, which moves none of the terms but what norms make of the rows, and past rows hold old classes alone.
-``released`` is the authors' code: a cosine classifier, and the highest class met so far is never masked.
+batch and one pass, which moves none of the terms but what norms make of the rows. And stored images are of old classes
+alone here, so the buffer is both kinds of rows in the shares that it comes to hold of them: n new of n + m classes,
+
+    CE(z, y; buffer) = n / (n+m) CE(z, y; current rows) + m / (n+m) CE(z, y; past rows)
+
+Were it past rows alone (``buffer: past``), nothing would ever set new classes against old ones: every task then ends at
+0 % when it is new. ``released`` is the authors' code: a cosine classifier, and the highest class met so far is never
+masked.
 """
 
 from __future__ import annotations
@@ -39,6 +45,7 @@ class ERACE(Method):
         mask_first_task: whether it is so in the first task, too; Mammoth's code: no, all classes compete there.
         highest: whether the highest class met so far competes always, as in the authors' code and Mammoth's. Here that
             is the task's last class; there it is one that comes before while the task's first batches are met.
+        buffer: rows of the second term: of all classes ``seen``, as in the paper, or ``past`` ones alone.
         cosine: whether the classifier compares directions, as the authors' and Mammoth's does for this method.
         scale: factor on its cosines.
     """
@@ -50,6 +57,7 @@ class ERACE(Method):
     competing: Literal["batch", "task"] = "batch"
     mask_first_task: bool = True
     highest: bool = False
+    buffer: Literal["seen", "past"] = "seen"
     cosine: bool = False
     scale: float = 10.0
 
@@ -62,7 +70,9 @@ class ERACE(Method):
         masked = logits.masked_fill(~self._competing(logits, targets, step.task), CLOSED)
         terms = {"ce-current": mean_over(F.cross_entropy(masked, targets, reduction="none"), current)}
         if step.task.index:
-            terms["ce-past"] = mean_over(F.cross_entropy(logits, targets, reduction="none"), ~current)
+            each = F.cross_entropy(logits, targets, reduction="none")
+            share = step.task.old / step.task.seen if self.buffer == "seen" else 1.0
+            terms["ce-buffer"] = share * mean_over(each, ~current) + (1 - share) * mean_over(each, current)
         return terms
 
     def _competing(self, logits: Tensor, targets: Tensor, task: Task) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from cilnorm import hookspecs
 from cilnorm.batch import Batch, Composition, Task
@@ -219,6 +220,16 @@ def test_wa_tests_teaches_and_goes_on_with_the_aligned_network(tmp_path: Path) -
         assert "head.blocks.0.bias" not in state
 
 
+def ace_terms(method: ERACE, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    """Of a batch in the second of two tasks of three classes."""
+    nothing = torch.empty(0)
+    step = Step(
+        Output(logits, logits, nothing, []), None, None, Batch(nothing, targets, Composition(3, 0, 1)),
+        Task(1, (3, 3)), Phase(), Network(nn.Identity(), ERACE().head(2)),
+    )  # fmt: skip
+    return method.loss(step)
+
+
 @pytest.mark.parametrize(
     ("options", "pushed"),
     [
@@ -228,24 +239,29 @@ def test_wa_tests_teaches_and_goes_on_with_the_aligned_network(tmp_path: Path) -
     ],
 )
 def test_whom_current_rows_of_er_ace_push_down(options: dict[str, Any], pushed: set[int]) -> None:
-    """Of three old and three new classes; the rows are two of class 3, whichever their order, and one of class 1."""
+    """The rows are two of class 3, whichever their order, and one of class 1."""
     for order in ([0, 1, 2], [1, 2, 0]):
         targets = torch.tensor([3, 3, 1])[order]
         logits = torch.randn(3, 6, requires_grad=True)
-        nothing = torch.empty(0)
-        step = Step(
-            Output(logits, logits, nothing, []), None, None, Batch(nothing, targets, Composition(3, 0, 1)),
-            Task(1, (3, 3)), Phase(), Network(nn.Identity(), ERACE().head(2)),
-        )  # fmt: skip
-        terms = ERACE(**options).loss(step)
-        current, past = (
-            torch.autograd.grad(terms[f"ce-{kind}"], logits, retain_graph=True)[0] for kind in ("current", "past")
+        terms = ace_terms(ERACE(**options, buffer="past"), logits, targets)
+        current, buffer = (
+            torch.autograd.grad(terms[f"ce-{kind}"], logits, retain_graph=True)[0] for kind in ("current", "buffer")
         )
         moved = {int(column) for column in current.abs().sum(0).nonzero()[:, 0]}
         assert moved == (pushed if len(pushed) > 1 else set())  # a class that competes with nobody is not moved
         assert not current[targets == 1].any()
-        assert not past[targets == 3].any()
-        assert past[targets == 1].all(), "stored rows see every class"
+        assert not buffer[targets == 3].any()
+        assert buffer[targets == 1].all(), "stored rows see every class"
+
+
+def test_the_buffer_of_er_ace_has_new_classes_in_their_share() -> None:
+    logits = torch.randn(5, 6, dtype=torch.float64)
+    targets = torch.tensor([3, 4, 3, 1, 0])
+    found = ace_terms(ERACE(), logits, targets)["ce-buffer"]
+    new, old = F.cross_entropy(logits[:3], targets[:3]), F.cross_entropy(logits[3:], targets[3:])
+    torch.testing.assert_close(found, (new + old) / 2)  # three new classes of six
+    without = ace_terms(ERACE(), logits[:3], targets[:3])["ce-buffer"]
+    torch.testing.assert_close(without, new / 2)
 
 
 def test_icarl_predicts_by_nearest_means_in_every_preset_of_ours(registry: Registry) -> None:
