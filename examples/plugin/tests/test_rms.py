@@ -71,5 +71,5 @@ def test_its_grid_can_be_filled(tmp_path: Path) -> None:
 def test_it_can_be_trained_with(tmp_path: Path) -> None:
     short = ["--tasks", "1", "--epochs", "1", "--set", "classes=10", "--set", "dataset.train_per_class=10"]
     printed = cilnorm("run", "--norm", "rms", *short, "--backbone", "resnet8", "--out", str(tmp_path / "run"))
-    assert "ft x rms x resnet8 x numerals" in printed
+    assert "ft x rms x resnet8 x textures" in printed
     assert (tmp_path / "run" / "accuracy.csv").exists()
