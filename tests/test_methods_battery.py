@@ -20,6 +20,7 @@ import pytest
 import torch
 
 from cilnorm.batch import Composition
+from cilnorm.experiment.runner import run
 from cilnorm.registry import Registry, load
 from cilnorm.spec import Settings, resolve
 from cilnorm.testing import toys
@@ -188,6 +189,33 @@ def test_where_afc_measures_importance(registry: Registry, asked: dict[str, Any]
         assert moved is (moves and name.endswith(("running_mean", "running_var", "num_batches_tracked"))), name
         if "head" not in name:
             assert torch.equal(second.before[name], second.teacher[name])
+
+
+LONGER = {
+    "classes": 6,
+    "tasks": 3,
+    "memory": 24,
+    "schedule": {"epochs": 10, "lr": 0.05, "momentum": 0.9, "milestones": [7]},
+}
+# What a stream this small leaves of a schedule is too little for a classifier that starts anew.
+SUITED = {"der": {"balanced_epochs": 1.0}, "icarl": {"classifier": "nme"}}
+
+
+def newest(registry: Registry, folder: Path, method: str, **asked: Any) -> list[float]:
+    """Accuracy on each of three tasks when it is new, among all classes seen."""
+    settings = Settings({"longer": {**PRESET, **LONGER}}, {})
+    spec = resolve("longer", registry, settings, method=method, **SUITED.get(method, {}), **asked)
+    result = run(spec, folder, device="cpu", registry=registry, figures=False)
+    return [row[-1] for row in result.matrix]
+
+
+@pytest.mark.parametrize("method", [method for method in METHODS if method not in ("joint", "two-phases")])
+def test_every_task_is_learned(method: str, registry: Registry, tmp_path: Path) -> None:
+    assert min(newest(registry, tmp_path / "run", method)) >= 20
+
+
+def test_without_new_classes_in_its_buffer_er_ace_learns_none(registry: Registry, tmp_path: Path) -> None:
+    assert min(newest(registry, tmp_path / "run", "er-ace", buffer="past")) < 20
 
 
 def main(methods: Sequence[str]) -> None:
