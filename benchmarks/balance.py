@@ -1,0 +1,108 @@
+"""What of task-balanced batch norm does what: two norms between it and batch norm, trained as any other.
+
+    python -m benchmarks.balance ghost --seed 0 --out RUN
+    python -m benchmarks.balance weighted --seed 0 --out RUN
+
+``ghost``: batch norm whose statistics come from a part of the batch's rows, as many as the weights of ``splits=exact``
+amount to (1 / Σ w²: 20 of 64 for ten tasks), three current ones to a past one. Few rows, no balance.
+
+``weighted``: the weights that the released splits give to current and past rows, in the moments of all rows together.
+Balance as in TBBN, no splits.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import cilnorm
+from cilnorm import registry as registries
+from cilnorm.batch import Composition, CompositionAware
+from cilnorm.experiment.runner import Result
+from cilnorm.hookspecs import Norm
+from cilnorm.registry import Registry, Shelf
+from cilnorm.spec import resolve
+from cilnorm_norms._task_balanced.function import Plan
+from cilnorm_norms.task_balanced import TaskBalancedBatchNorm2d, feasible_splits
+
+
+class Ghost(nn.BatchNorm2d, CompositionAware):
+    """Batch norm by the statistics of some rows. Rows of either kind are in random order, so the first ones will do."""
+
+    chosen: tuple[int, ...] = ()
+
+    def compose(self, composition: Composition) -> None:
+        self.chosen = ()
+        if composition.past:
+            new = 1 / (composition.task + 1)  # the newest task's weight in balanced statistics
+            rows = 1 / (new**2 / composition.current + (1 - new) ** 2 / composition.past)
+            current, past = (
+                round(rows / composition.rows * count) for count in (composition.current, composition.past)
+            )
+            self.chosen = (*range(current), *range(composition.current, composition.current + past))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (self.training and self.chosen):
+            return super().forward(x)
+        some = x[list(self.chosen)]
+        var, mean = torch.var_mean(some, (0, 2, 3), correction=0)
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.momentum is not None
+        with torch.no_grad():
+            each = some.numel() / some.shape[1]
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(var * each / (each - 1), self.momentum)
+        scale = self.weight * (var + self.eps).rsqrt()
+        return x * scale[:, None, None] + (self.bias - mean * scale)[:, None, None]
+
+
+class Weighted(TaskBalancedBatchNorm2d):
+    """TBBN with the weights of its released splits and without splits."""
+
+    def _plan_of(self, composition: Composition) -> Plan:
+        rows, current = composition.rows, composition.current
+        splits = 1
+        if composition.current and composition.past:
+            splits = feasible_splits(composition, "released", composition.task)
+        return Plan(rows, rows) if splits == 1 else Plan(rows, current, 1, 1 / splits)
+
+
+NORMS = {"ghost": Ghost, "weighted": Weighted}
+
+
+def registry() -> Registry:
+    """All that is installed, and the two."""
+    known = registries.load()
+    own = {name: Norm(name, build, composition_aware=True) for name, build in NORMS.items()}
+    return replace(known, norms=Shelf("norm", {**known.norms, **own}))
+
+
+def run(norm: str, out: Path, *, device: str = "auto", data_root: Path | None = None, **asked: Any) -> Result:
+    """One run in the folder ``out``; ``asked`` as ``cilnorm.resolve`` takes it."""
+    known = registry()
+    spec = resolve(registry=known, norm=norm, **asked)
+    return cilnorm.run(spec, out, device=device, data_root=data_root, registry=known)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Trains one run."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("norm", choices=list(NORMS))
+    parser.add_argument("--preset", default="quick")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--data-root", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    result = run(**vars(parser.parse_args(argv)))
+    print("  ".join(f"{name} {result.summary[name]:.2f}" for name in ("A_f", "A_a", "F", "A_l")))
+
+
+if __name__ == "__main__":
+    main()
