@@ -19,6 +19,13 @@ FORMS = {
 SPLITS = [(48, 16, 64), (48, 1, 64), (6, 6, 8), (8, 4, 8)]  # current rows, lanes, rows
 
 
+@pytest.fixture(params=["at once", "in blocks"], autouse=True)
+def _size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is small is worked through at once, and here in blocks, too."""
+    if request.param == "in blocks":
+        monkeypatch.setattr(channels_last, "SMALL", 0)
+
+
 def close(result: tuple[Pair, Pair], expected: tuple[Pair, Pair], tolerance: float) -> None:
     for pair, reference in zip(result, expected, strict=True):
         for value, right in zip(pair, reference, strict=True):

@@ -5,6 +5,9 @@ read as fewer, longer lines of several pixels each, (lines, pixels · C), and va
 Rows are worked through a few at a time, so that what one operation leaves is still in the cache when the next one asks.
 Values are shifted by a pilot near their mean before they are squared, since E[x²] − μ² loses everything once |μ| is a
 thousand deviations.
+
+What fits into the cache as a whole is worked through at once instead, with as few operations as will do: there the time
+is not in the values but in the calls. Values are then centred at their lane's own mean.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from cilnorm_norms._passes.plain import Pair, statistics_dtype
 
 PILOT_EVERY = 8  # rows that the pilot looks at; it need not be the mean, only be near it
 LINE = 256  # values; from some hundred on kernels run at full speed
+SMALL = 320 * 1024  # values; below, a tensor is worked through at once
 BLOCK = 128 * 1024  # values; half a megabyte lies in the second-level cache, with room for two more like it
 
 
@@ -33,6 +37,12 @@ def moments(x: Tensor, current: int, lanes: int) -> tuple[Pair, Pair]:
     """Means and biased variances of every lane and of the past rows (zeros where there are none)."""
     channels, area = x.shape[1], x.shape[2] * x.shape[3]
     lines = _lines(x)
+    if _is_small(x):
+        share = _share(len(x), current, lanes, area, x.dtype)
+        mean = _by_channel(share, lines.sum(1), channels)[:, 0]
+        centred = lines - _repeated(mean, lines).index_select(0, _part(len(x), current, lanes))
+        var = _by_channel(share, centred.square_().sum(1), channels)[:, 0]
+        return Pair(mean[:-1], mean[-1]), Pair(var[:-1], var[-1])
     dtype = statistics_dtype(x)
     pilot = lines[::PILOT_EVERY].mean((0, 1)).view(-1, channels).mean(0).to(dtype)
     repeated = _repeated(pilot, lines)
@@ -53,6 +63,12 @@ def moments(x: Tensor, current: int, lanes: int) -> tuple[Pair, Pair]:
 
 def affine(x: Tensor, current: int, mean: Pair, scale: Pair, shift: Pair) -> Tensor:
     """scale · (x − mean) + shift."""
+    if _is_small(x):
+        y, lines = torch.empty_like(x), _lines(x)
+        m, a, b = _of_all(x, current, lines, mean, scale, shift)
+        out = torch.sub(lines, m, out=_lines(y))
+        torch.addcmul(b, out, a, out=out)
+        return y
     y, block = torch.empty_like(x), WideBlock()
     for (part, out), (m, a, b) in _blocks_of_lanes((x, y), current, (mean, scale, shift)):
         wide = subtract(part, m, block.like(out))
@@ -63,6 +79,12 @@ def affine(x: Tensor, current: int, mean: Pair, scale: Pair, shift: Pair) -> Ten
 def sums(g: Tensor, x: Tensor, current: int, mean: Pair) -> tuple[Pair, Pair]:
     """Σ g and Σ g · (x − mean) of every lane and of the past rows."""
     lines, upstream, pilot = _lines(x), _lines(g), mean.lanes[0]
+    if _is_small(x):
+        belongs = _belongs(len(x), current, len(mean.lanes), x.dtype)
+        (m,) = _of_all(x, current, lines, mean)
+        both = torch.cat([upstream.sum(1), (lines - m).mul_(upstream).sum(1)], 1)
+        total, dot = _by_channel(belongs, both, x.shape[1], 2).unbind(1)
+        return Pair(total[:-1], total[-1]), Pair(dot[:-1], dot[-1])
     repeated = _repeated(pilot, lines)
     found = x.new_empty(len(x), 2, lines.shape[2], dtype=statistics_dtype(x))
     start, block = 0, WideBlock()
@@ -79,12 +101,30 @@ def sums(g: Tensor, x: Tensor, current: int, mean: Pair) -> tuple[Pair, Pair]:
 
 def gradient(g: Tensor, x: Tensor, current: int, mean: Pair, of_g: Pair, of_x: Pair, shift: Pair) -> Tensor:
     """of_g · g + of_x · (x − mean) + shift."""
+    if _is_small(x):
+        dx, lines = torch.empty_like(x), _lines(x)
+        m, a, b, factor = _of_all(x, current, lines, mean, of_x, shift, of_g)
+        out = torch.sub(lines, m, out=_lines(dx))
+        torch.addcmul(b, out, a, out=out).addcmul_(_lines(g), factor)
+        return dx
     dx, block, another = torch.empty_like(x), WideBlock(), WideBlock()
     for (part, upstream, out), (m, a, b, factor) in _blocks_of_lanes((x, g, dx), current, (mean, of_x, shift, of_g)):
         wide = subtract(part, m, block.like(out))
         torch.addcmul(b, wide, a, out=wide)
         write(wide.addcmul_(another.read(upstream), factor), out)
     return dx
+
+
+def _is_small(x: Tensor) -> bool:
+    return x.numel() <= SMALL and x.dtype not in HALF
+
+
+def _of_all(x: Tensor, current: int, lines: Tensor, *values: Pair) -> tuple[Tensor, ...]:
+    """Each value for every row, (N, 1, pixels · C)."""
+    lanes = len(values[0].lanes)
+    stacked = torch.cat([part for value in values for part in (value.lanes, value.past[None])])
+    repeated = _repeated(stacked, lines).view(len(values), lanes + 1, 1, -1)
+    return repeated.index_select(1, _part(len(x), current, lanes)).unbind()
 
 
 def _lines(x: Tensor) -> Tensor:
@@ -134,10 +174,20 @@ def _cut(lines: Tensor, rows: int) -> Iterator[Tensor]:
 
 def _by_part(found: Tensor, current: int, lanes: int, channels: int) -> Tensor:
     """Sums (L + 1, 2, C) over the rows of every lane, and over past rows, of two values a row, (N, 2, pixels · C)."""
-    belongs, flat = _belongs(len(found), current, lanes, found.dtype), found.flatten(1)
+    return _by_channel(_belongs(len(found), current, lanes, found.dtype), found.flatten(1), channels, 2)
+
+
+def _by_channel(weights: Tensor, values: Tensor, channels: int, kinds: int = 1) -> Tensor:
+    """Weighted sums (L + 1, kinds, C) over rows and pixels of values (N, kinds · pixels · C); weights (L + 1, N)."""
     # Into memory of our own, for within ``torch.autocast`` a product is one of bfloat16 otherwise.
-    sums = torch.mm(belongs, flat, out=flat.new_empty(lanes + 1, flat.shape[1]))
-    return sums.view(lanes + 1, 2, -1, channels).sum(2)
+    sums = torch.mm(weights, values, out=values.new_empty(len(weights), values.shape[1]))
+    return sums.view(len(weights), kinds, -1, channels).sum(2)
+
+
+@functools.lru_cache(maxsize=64)
+def _share(rows: int, current: int, lanes: int, area: int, dtype: torch.dtype) -> Tensor:
+    """What a value of each row (N) counts in the mean of each lane, and of past rows, (L + 1, N)."""
+    return _belongs(rows, current, lanes, dtype) / _values_by_part(rows, current, lanes, area, dtype)[:, 0]
 
 
 @functools.lru_cache(maxsize=64)
@@ -149,5 +199,10 @@ def _values_by_part(rows: int, current: int, lanes: int, area: int, dtype: torch
 @functools.lru_cache(maxsize=64)
 def _belongs(rows: int, current: int, lanes: int, dtype: torch.dtype) -> Tensor:
     """1 where row (N) is one of a lane, or a past row, (L + 1, N); with it a sum over rows is one product."""
-    part = torch.where(torch.arange(rows) < current, torch.arange(rows) % lanes, lanes)
-    return (part == torch.arange(lanes + 1)[:, None]).to(dtype)
+    return (_part(rows, current, lanes) == torch.arange(lanes + 1)[:, None]).to(dtype)
+
+
+@functools.lru_cache(maxsize=64)
+def _part(rows: int, current: int, lanes: int) -> Tensor:
+    """The lane of each row (N), L for a past one."""
+    return torch.where(torch.arange(rows) < current, torch.arange(rows) % lanes, lanes)
