@@ -38,6 +38,7 @@ class BiC(Method):
         held_out (section 4): part of every old class' exemplars that the main phase leaves to the second; the paper's
             split is 9 to 1.
         correction_epochs: length of the second phase as a part of the run's epochs; the authors' code: 2.
+        correction_lr: learning rate of the second phase as a part of the run's; the authors': all of it.
         correction_norms: mode of the backbone in the second phase, see ``cilnorm.method.Phase``; the authors' code:
             ``batch``, PyCIL: ``train``; others: ``eval``.
         beta_penalty: weight of β² / 2 in the second phase; the authors' code: 0.1.
@@ -53,6 +54,7 @@ class BiC(Method):
     temperature: float = 2.0
     held_out: float = 0.1
     correction_epochs: float = 1.0
+    correction_lr: float = 1.0
     correction_norms: Mode = "batch"
     beta_penalty: float = 0.0
     decay_correction: bool = False
@@ -65,7 +67,8 @@ class BiC(Method):
         if not task.index:
             return (Phase(),)
         # As long as the main phase it is like that one; longer, it has the paper's steps, at 100, 150 and 200 of 250.
-        schedule = None if self.correction_epochs == 1 else Tail(self.correction_epochs, 1.0, (0.4, 0.6, 0.8))
+        alike = self.correction_epochs == self.correction_lr == 1
+        schedule = None if alike else Tail(self.correction_epochs, self.correction_lr, (0.4, 0.6, 0.8))
         bias = Phase("bias", "held-out", schedule, self.correction_norms, held_out=self.held_out)
         return Phase(held_out=self.held_out), bias
 

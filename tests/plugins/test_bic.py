@@ -36,6 +36,8 @@ def test_its_phases() -> None:
         "batch",
     )
     assert main.schedule_in(run) == bias.schedule_in(run) == run
+    slower = BiC(correction_lr=0.05).phases(Task(1, (3, 2)))[1].schedule_in(run)
+    assert (slower.epochs, slower.lr) == (run.epochs, pytest.approx(run.lr / 20))
     longer = BiC(correction_epochs=2.0).phases(Task(1, (3, 2)))[1].schedule_in(run)
     assert (longer.epochs, longer.milestones, longer.lr) == (500, (200, 300, 400), 0.1)
 
