@@ -37,7 +37,7 @@ def moments(x: Tensor, current: int, lanes: int) -> tuple[Pair, Pair]:
     """Means and biased variances of every lane and of the past rows (zeros where there are none)."""
     channels, area = x.shape[1], x.shape[2] * x.shape[3]
     lines = _lines(x)
-    if _is_small(x):
+    if _is_small(x, current):
         share = _share(len(x), current, lanes, area, x.dtype)
         mean = _by_channel(share, lines.sum(1), channels)[:, 0]
         centred = lines - _repeated(mean, lines).index_select(0, _part(len(x), current, lanes))
@@ -63,7 +63,7 @@ def moments(x: Tensor, current: int, lanes: int) -> tuple[Pair, Pair]:
 
 def affine(x: Tensor, current: int, mean: Pair, scale: Pair, shift: Pair) -> Tensor:
     """scale · (x − mean) + shift."""
-    if _is_small(x):
+    if _is_small(x, current):
         y, lines = torch.empty_like(x), _lines(x)
         m, a, b = _of_all(x, current, lines, mean, scale, shift)
         out = torch.sub(lines, m, out=_lines(y))
@@ -79,7 +79,7 @@ def affine(x: Tensor, current: int, mean: Pair, scale: Pair, shift: Pair) -> Ten
 def sums(g: Tensor, x: Tensor, current: int, mean: Pair) -> tuple[Pair, Pair]:
     """Σ g and Σ g · (x − mean) of every lane and of the past rows."""
     lines, upstream, pilot = _lines(x), _lines(g), mean.lanes[0]
-    if _is_small(x):
+    if _is_small(x, current):
         belongs = _belongs(len(x), current, len(mean.lanes), x.dtype)
         (m,) = _of_all(x, current, lines, mean)
         both = torch.cat([upstream.sum(1), (lines - m).mul_(upstream).sum(1)], 1)
@@ -101,7 +101,7 @@ def sums(g: Tensor, x: Tensor, current: int, mean: Pair) -> tuple[Pair, Pair]:
 
 def gradient(g: Tensor, x: Tensor, current: int, mean: Pair, of_g: Pair, of_x: Pair, shift: Pair) -> Tensor:
     """of_g · g + of_x · (x − mean) + shift."""
-    if _is_small(x):
+    if _is_small(x, current):
         dx, lines = torch.empty_like(x), _lines(x)
         m, a, b, factor = _of_all(x, current, lines, mean, of_x, shift, of_g)
         out = torch.sub(lines, m, out=_lines(dx))
@@ -115,8 +115,9 @@ def gradient(g: Tensor, x: Tensor, current: int, mean: Pair, of_g: Pair, of_x: P
     return dx
 
 
-def _is_small(x: Tensor) -> bool:
-    return x.numel() <= SMALL and x.dtype not in HALF
+def _is_small(x: Tensor, current: int) -> bool:
+    """Whether ``x`` is worked through at once; only with past rows, for CN, which has none, gains nothing by it."""
+    return current < len(x) and x.numel() <= SMALL and x.dtype not in HALF
 
 
 def _of_all(x: Tensor, current: int, lines: Tensor, *values: Pair) -> tuple[Tensor, ...]:
