@@ -19,20 +19,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import cilnorm
-from cilnorm import registry as registries
 from cilnorm.batch import Composition, CompositionAware
 from cilnorm.experiment.runner import Result
 from cilnorm.hookspecs import Norm
-from cilnorm.registry import Registry, Shelf
 from cilnorm.spec import resolve
+from cilnorm.testing.toys import registry_with
+from cilnorm_norms._base import BatchNormBase
 from cilnorm_norms._task_balanced.function import Plan
-from cilnorm_norms.task_balanced import TaskBalancedBatchNorm2d, feasible_splits
+from cilnorm_norms.task_balanced import TaskBalancedBatchNorm2d
 
 
-class Ghost(nn.BatchNorm2d, CompositionAware):
+class Ghost(BatchNormBase, CompositionAware):
     """Batch norm by the statistics of some rows. Rows of either kind are in random order, so the first ones will do."""
 
     chosen: tuple[int, ...] = ()
@@ -49,16 +49,11 @@ class Ghost(nn.BatchNorm2d, CompositionAware):
 
     def forward(self, x: Tensor) -> Tensor:
         if not (self.training and self.chosen):
-            return super().forward(x)
+            return self.batch_norm(x)
         some = x[list(self.chosen)]
         var, mean = torch.var_mean(some, (0, 2, 3), correction=0)
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        assert self.momentum is not None
-        with torch.no_grad():
-            each = some.numel() / some.shape[1]
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(var * each / (each - 1), self.momentum)
+        each = some.numel() / some.shape[1]
+        self.track(mean, var * each / (each - 1))
         scale = self.weight * (var + self.eps).rsqrt()
         return x * scale[:, None, None] + (self.bias - mean * scale)[:, None, None]
 
@@ -67,26 +62,16 @@ class Weighted(TaskBalancedBatchNorm2d):
     """TBBN with the weights of its released splits and without splits."""
 
     def _plan_of(self, composition: Composition) -> Plan:
-        rows, current = composition.rows, composition.current
-        splits = 1
-        if composition.current and composition.past:
-            splits = feasible_splits(composition, "released", composition.task)
-        return Plan(rows, rows) if splits == 1 else Plan(rows, current, 1, 1 / splits)
+        plan = super()._plan_of(composition)
+        return replace(plan, splits=1, weight=1 / plan.splits)
 
 
 NORMS = {"ghost": Ghost, "weighted": Weighted}
 
 
-def registry() -> Registry:
-    """All that is installed, and the two."""
-    known = registries.load()
-    own = {name: Norm(name, build, composition_aware=True) for name, build in NORMS.items()}
-    return replace(known, norms=Shelf("norm", {**known.norms, **own}))
-
-
 def run(norm: str, out: Path, *, device: str = "auto", data_root: Path | None = None, **asked: Any) -> Result:
     """One run in the folder ``out``; ``asked`` as ``cilnorm.resolve`` takes it."""
-    known = registry()
+    known = registry_with("norm", Norm(norm, NORMS[norm], composition_aware=True))
     spec = resolve(registry=known, norm=norm, **asked)
     return cilnorm.run(spec, out, device=device, data_root=data_root, registry=known)
 

@@ -35,6 +35,7 @@ import cilnorm
 from benchmarks.frameworks import TASKS, Record, prepare_pycil, write_few
 from cilnorm import registry as registries
 from cilnorm.images import ImageSet
+from cilnorm.metrics import mean_text
 from cilnorm.registry import Registry, Shelf
 from cilnorm.results.comparison import Comparison, tested
 from cilnorm.spec import resolve
@@ -128,13 +129,12 @@ def table(path: Path) -> list[list[str]]:
         seeds = tuple(sorted(sides["ours"].keys() & sides["theirs"].keys()))
         ours, theirs = ([side[seed] for seed in seeds] for side in (sides["ours"], sides["theirs"]))
         pairs = [tested("", _after(theirs, task), _after(ours, task), seeds, True) for task in range(TASKS)]
-        for name, runs in ((f"`{method}`", ours), (f"PyCIL `{method}`", theirs)):
-            means = [_spread(_after(runs, task)) for task in range(TASKS)]
+        for name, runs in ((method, ours), (f"PyCIL {method}", theirs)):
+            means = [mean_text(_after(runs, task)) for task in range(TASKS)]
             step = statistics.median(run["step"] for run in runs)
             rows.append([name, *means, f"{step:.3f}", ", ".join(map(str, seeds))])
-        apart = [_interval(pair) for pair in pairs]
         ratio = statistics.median(one["step"] / other["step"] for one, other in zip(ours, theirs, strict=True))
-        rows.append(["ours less theirs", *apart, f"ratio {ratio:.2f}", ""])
+        rows.append(["ours less theirs", *map(apart, pairs), f"ratio {ratio:.2f}", ""])
     return rows
 
 
@@ -142,13 +142,9 @@ def _after(runs: Sequence[dict[str, Any]], task: int) -> tuple[float, ...]:
     return tuple(run["accuracies"][task] for run in runs)
 
 
-def _spread(values: Sequence[float]) -> str:
-    return f"{statistics.mean(values):.1f} ± {statistics.stdev(values) if len(values) > 1 else float('nan'):.1f}"
-
-
-def _interval(pair: Comparison) -> str:
+def apart(pair: Comparison) -> str:
     """The mean difference with its 95 % interval, where there is one."""
-    return f"{pair.difference:+.1f}" + ("" if pair.low is None else f" ({pair.low:+.1f} to {pair.high:+.1f})")
+    return f"{pair.difference:+.2f}" + ("" if pair.low is None else f" ({pair.low:+.2f} to {pair.high:+.2f})")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

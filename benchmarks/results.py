@@ -113,7 +113,7 @@ def mistaken(groups: Groups) -> list[list[str]]:
     ``newest kept`` the images of the newest task that are taken for it. Paired against the same method's batch norm.
     """
     measures = ("old taken for the newest", "right task of the others", "newest kept")
-    rows = [["run", *measures, *["difference"] * len(measures)]]
+    rows = [["run", *(title for name in measures for title in (name, "less BN's"))]]
     for label, runs in groups.items():
         base = {run.seed: _shares(run) for run in groups.get(f"{runs[0].spec['method']} x bn", ())}
         found = {run.seed: _shares(run) for run in runs}
@@ -123,8 +123,9 @@ def mistaken(groups: Groups) -> list[list[str]]:
                 tested(name, *(tuple(side[seed][at] for seed in seeds) for side in (base, found)), seeds, paired=True)
                 for at, name in enumerate(measures)
             ]
-            told = [f"{pair.difference:+.2f} ({_interval(pair)})" for pair in pairs]
-        rows.append([label, *(mean_text(list(values)) for values in zip(*found.values(), strict=True)), *told])
+            told = [peers.apart(pair) for pair in pairs]
+        means = [mean_text(values) for values in zip(*found.values(), strict=True)]
+        rows.append([label, *(cell for cells in zip(means, told, strict=True) for cell in cells)])
     return rows
 
 

@@ -54,8 +54,8 @@ def test_the_table_pairs_the_seeds_that_both_sides_have(tmp_path: Path) -> None:
     titles, *rows = peers.table(path)
     assert titles == ["", "after task 1", "after task 2", "after task 3", "step (s)", "seeds"]
     assert rows == [
-        ["`wa`", "42.0 ± 2.8", "21.0 ± 0.0", "10.0 ± 0.0", "1.000", "0, 2"],
-        ["PyCIL `wa`", "41.0 ± 1.4", "20.0 ± 0.0", "10.0 ± 0.0", "2.000", "0, 2"],
+        ["wa", "42.00 ± 2.83", "21.00 ± 0.00", "10.00 ± 0.00", "1.000", "0, 2"],
+        ["PyCIL wa", "41.00 ± 1.41", "20.00 ± 0.00", "10.00 ± 0.00", "2.000", "0, 2"],
         # Differences of 0 and 2: 1 ± 12.706 standard errors of 1.
-        ["ours less theirs", "+1.0 (-11.7 to +13.7)", "+1.0", "+0.0", "ratio 0.50", ""],
+        ["ours less theirs", "+1.00 (-11.71 to +13.71)", "+1.00", "+0.00", "ratio 0.50", ""],
     ]

@@ -197,7 +197,7 @@ LONGER = {
     "memory": 24,
     "schedule": {"epochs": 10, "lr": 0.05, "momentum": 0.9, "milestones": [7]},
 }
-# What a stream this small leaves of a schedule is too little for a classifier that starts anew.
+# DER's second phase starts a classifier anew, which takes some steps; iCaRL is tested by nearest means in every preset.
 SUITED = {"der": {"balanced_epochs": 1.0}, "icarl": {"classifier": "nme"}}
 
 
