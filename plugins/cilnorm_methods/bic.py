@@ -66,7 +66,8 @@ class BiC(Method):
     def phases(self, task: Task) -> tuple[Phase, ...]:
         if not task.index:
             return (Phase(),)
-        # As long as the main phase it is like that one; longer, it has the paper's steps, at 100, 150 and 200 of 250.
+        # As long as the main phase, at its rate, it is like that one; else the rate falls where the paper's does, at
+        # 100, 150 and 200 of 250.
         alike = self.correction_epochs == self.correction_lr == 1
         schedule = None if alike else Tail(self.correction_epochs, self.correction_lr, (0.4, 0.6, 0.8))
         bias = Phase("bias", "held-out", schedule, self.correction_norms, held_out=self.held_out)

@@ -10,9 +10,9 @@ alone here, so the buffer is both kinds of rows in the shares that it comes to h
 
     CE(z, y; buffer) = n / (n+m) CE(z, y; current rows) + m / (n+m) CE(z, y; past rows)
 
-Were it past rows alone (``buffer: past``), nothing would ever set new classes against old ones: every task then ends at
-0 % when it is new. ``released`` is the authors' code: a cosine classifier, and the highest class met so far is never
-masked.
+Were it past rows alone (``buffer: past``), nothing would ever set new classes against old ones: every task then ends
+near 0 % when it is new. ``released`` is the authors' code: a cosine classifier, and the highest class met so far is
+never masked.
 """
 
 from __future__ import annotations
