@@ -39,7 +39,7 @@ class Job:
     folder: Path
 
     def prepare(self, registry: Registry) -> None:
-        """Writes down what is asked for.
+        """Writes down what is asked for; a run of the same spec that was begun by other means is taken over.
 
         Raises:
             FolderError: the place is taken by a run of another spec, or can't be written.
@@ -47,12 +47,11 @@ class Job:
         asked = self._beside("yaml")
         try:
             self.folder.parent.mkdir(parents=True, exist_ok=True)
-            if not asked.exists():
-                if (self.folder / MARK).exists():
-                    raise FolderError(f"{self.folder} holds a run already; give another --out")
-                write_atomically(asked, to_yaml(self.spec))
-            elif read_spec(asked, registry).key != self.spec.key:
+            begun = [path for path in (asked, self.folder / MARK) if path.exists()]
+            if begun and read_spec(begun[0], registry).key != self.spec.key:
                 raise FolderError(f"{self.folder} was begun with other settings; give another --out")
+            if asked not in begun:
+                write_atomically(asked, to_yaml(self.spec))
         except FolderError:
             raise
         except OSError as error:

@@ -12,10 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cilnorm.files import write_atomically
 from cilnorm.registry import Registry
-from cilnorm.spec import to_yaml
-from cilnorm.storage.run_folder import MARK, FolderError
 from cilnorm.sweep.jobs import Job
 from cilnorm.sweep.slurm import Submission, executor, submit
 from cilnorm.training.place import Place
@@ -72,16 +69,6 @@ class Share:
 
 class SharedJob(Job):
     """A run that is begun or continued by every process that shares it, with the same command."""
-
-    def prepare(self, registry: Registry) -> None:
-        """As ``Job.prepare``; but a run that was begun by other means may go on, if it is one of the same spec."""
-        asked = self._beside("yaml")
-        if (self.folder / MARK).exists() and not asked.exists():
-            try:
-                write_atomically(asked, to_yaml(self.spec))  # the command itself compares it with the run
-            except OSError as error:
-                raise FolderError(f"can't write {self.folder.parent}: {error.strerror or error}") from error
-        super().prepare(registry)
 
     def arguments(self) -> list[str]:
         """The same in every process, whatever each of them sees in the folder yet."""

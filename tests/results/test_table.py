@@ -27,8 +27,9 @@ from cilnorm.experiment.runner import run
 from cilnorm.metrics import TABULATED
 from cilnorm.registry import Registry, load
 from cilnorm.results.table import Entry, best, to_csv, to_latex, to_markdown, verdicts
-from cilnorm.spec import Spec, read_spec
+from cilnorm.spec import Spec, read_spec, to_yaml
 from cilnorm.storage.lock import BUSY, lock_folder
+from cilnorm.storage.run_folder import MARK
 from cilnorm.sweep import workers
 from cilnorm.sweep.jobs import Job, progress
 from tests import fake
@@ -183,6 +184,19 @@ def test_a_place_taken_by_other_settings_is_refused(job: Job, registry: Registry
     job.prepare(registry)
     with pytest.raises(OSError, match="was begun with other settings"):
         Job("x", tiny(seed=1), job.folder).prepare(registry)
+
+
+def test_a_run_of_the_same_spec_that_was_begun_by_other_means_is_taken_over(
+    job: Job, registry: Registry, tiny: Any
+) -> None:
+    job.folder.mkdir(parents=True)
+    (job.folder / MARK).write_text(to_yaml(job.spec))
+    with pytest.raises(OSError, match="was begun with other settings"):
+        Job("x", tiny(seed=1), job.folder).prepare(registry)
+    job.prepare(registry)
+    assert job.state == "interrupted"
+    assert job.arguments() == ["resume", str(job.folder)]
+    job.prepare(registry)  # and again, now that it is written down beside it
 
 
 def test_progress_reads_the_end_of_a_log(tmp_path: Path) -> None:

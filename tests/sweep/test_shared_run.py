@@ -7,7 +7,6 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,7 @@ from typer.testing import CliRunner
 from cilnorm.cli.app import app
 from cilnorm.experiment.runner import run
 from cilnorm.registry import Registry
-from cilnorm.spec import Spec, to_yaml
-from cilnorm.storage.run_folder import MARK, FolderError
+from cilnorm.spec import Spec
 from cilnorm.sweep.shared_run import Share, SharedJob, SharedSubmission, submit_shared
 from tests.conftest import ROOT
 from tests.strangers import distribute
@@ -153,12 +151,3 @@ def test_what_can_not_be_submitted_is_refused_in_one_line(cluster: Path, words: 
     assert text in told.stderr
     assert len(told.stderr.splitlines()) == 1
     assert not (cluster / "asked").exists()
-
-
-def test_a_run_that_was_begun_by_other_means_goes_on(job: SharedJob, registry: Registry) -> None:
-    job.folder.mkdir()
-    (job.folder / MARK).write_text(to_yaml(job.spec))
-    job.prepare(registry)
-    other = SharedJob("run", replace(job.spec, seed=7), job.folder)
-    with pytest.raises(FolderError, match="was begun with other settings"):
-        other.prepare(registry)
