@@ -139,10 +139,11 @@ class Logger(Record):
 
 @dataclass(frozen=True)
 class SettingsFile:
-    """A YAML file with presets, what methods change with them, and grids: the sections of registry.yaml.
+    """A YAML file with presets, what methods and norms change with them, and grids: the sections of registry.yaml.
 
     It can only add: what takes the name of a preset or grid that is there is refused, naming both owners. A preset may
-    extend one of cilnorm's. Values for a method stand beside a preset, and either must be of the same distribution.
+    extend one of cilnorm's. Values for a method or norm stand beside a preset, and either must be of the same
+    distribution.
 
     Attributes:
         path: of the file in the installed package: ``Path(__file__).with_name("settings.yaml")``, say.

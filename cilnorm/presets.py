@@ -1,7 +1,7 @@
-"""Files with presets, what methods change with them, and grids: registry.yaml, and those that plugins bring.
+"""Files with presets, what methods and norms change with them, and grids: registry.yaml, and those of plugins.
 
-Such a file has the sections ``presets``, ``methods`` and ``grids`` of registry.yaml. It can only add. A name that is
-there already is refused, and so is a value for a method with a preset neither of which its owner brings.
+Such a file has the sections ``presets``, ``methods``, ``norms`` and ``grids`` of registry.yaml. It can only add. A name
+that is there already is refused, and so is a value for a method or norm with a preset if its owner brings neither.
 """
 
 from __future__ import annotations
@@ -18,10 +18,21 @@ from typing import Any
 from cilnorm.text import nearest
 from cilnorm.values import SpecError, mappings, parsed
 
-__all__ = ["EVERY", "SECTIONS", "Options", "Sections", "check_added", "names_with_values", "read_sections", "shipped"]
+__all__ = [
+    "EVERY",
+    "OWN",
+    "SECTIONS",
+    "Options",
+    "Sections",
+    "check_added",
+    "names_with_values",
+    "read_sections",
+    "shipped",
+]
 
 Options = Mapping[str, Any]
-SECTIONS = ("presets", "methods", "grids")
+OWN = {"method": "methods", "norm": "norms"}  # the parts of a run that change presets, and where they do
+SECTIONS = ("presets", *OWN.values(), "grids")
 PARTS = ("method", "norm", "backbone", "dataset")
 EVERY = "every"  # in the place of a preset: with every one
 
@@ -33,12 +44,13 @@ class Sections:
     Attributes:
         owner: the distribution that brings it, with its version.
         presets, grids: values by name, as the file has them.
-        methods: values by method and preset.
+        methods, norms: values by name and preset.
     """
 
     owner: str
     presets: Mapping[str, Options]
     methods: Mapping[str, Mapping[str, Options]]
+    norms: Mapping[str, Mapping[str, Options]]
     grids: Mapping[str, Options]
 
     @property
@@ -46,6 +58,12 @@ class Sections:
         """(kind, name) of everything that it adds."""
         yield from (("preset", name) for name in self.presets)
         yield from (("grid", name) for name in self.grids)
+
+    @property
+    def own(self) -> Iterator[tuple[str, str, Mapping[str, Options]]]:
+        """(part, name, values by preset) of every method and norm that changes presets."""
+        for part, section in OWN.items():
+            yield from ((part, name, by_preset) for name, by_preset in getattr(self, section).items())
 
 
 def read_sections(source: Traversable, where: str, owner: str = "") -> Sections:
@@ -66,9 +84,10 @@ def read_sections(source: Traversable, where: str, owner: str = "") -> Sections:
         if name not in SECTIONS:
             raise SpecError(nearest("section of registry.yaml", name, SECTIONS))
     read = {name: mappings(content.get(name, {}), f"{where}: {name}") for name in SECTIONS}
-    for name, own in read["methods"].items():
-        mappings(own, f"methods.{name}")
-    return Sections(owner, **read)
+    sections = Sections(owner, **read)
+    for part, name, by_preset in sections.own:
+        mappings(by_preset, f"{OWN[part]}.{name}")
+    return sections
 
 
 @functools.cache
@@ -96,11 +115,11 @@ def names_with_values(text: str, where: str) -> dict[str, Any]:
     return content
 
 
-def check_added(new: Sections, present: Sequence[Sections], methods: Mapping[str, str]) -> None:
+def check_added(new: Sections, present: Sequence[Sections], sources: Mapping[str, Mapping[str, str]]) -> None:
     """Looks whether a file only adds to those that are there, registry.yaml first.
 
     Args:
-        methods: the distribution of each method.
+        sources: the distribution of each method and norm, by part and name.
 
     Raises:
         SpecError: it takes a name, changes what belongs to others, or names what is not there.
@@ -117,14 +136,15 @@ def check_added(new: Sections, present: Sequence[Sections], methods: Mapping[str
         for part in PARTS:
             if not isinstance(found[name].get(part), str):
                 raise SpecError(f"preset {name} has no {part}; a preset names {', '.join(PARTS)} or extends one")
-    for method, by_preset in new.methods.items():
-        if method not in methods:
-            raise SpecError(nearest("method", method, methods))
+    for part, name, by_preset in new.own:
+        if name not in sources[part]:
+            raise SpecError(nearest(part, name, sources[part]))
+        where, home = f"{OWN[part]}.{name}", sources[part][name]
         for preset in by_preset:
             if preset not in (*found, EVERY):
-                raise SpecError(f"methods.{method}: {nearest('preset of its own or of cilnorm', preset, found)}")
-            if preset not in new.presets and methods[method] != new.owner:
+                raise SpecError(f"{where}: {nearest('preset of its own or of cilnorm', preset, found)}")
+            if preset not in new.presets and home != new.owner:
                 raise SpecError(
-                    f"methods.{method}.{preset}: the method is from {methods[method]}, the preset not "
-                    f"from {new.owner}; add a preset that extends it, and change that"
+                    f"{where}.{preset}: the {part} is from {home}, the preset not from {new.owner}; "
+                    "add a preset that extends it, and change that"
                 )

@@ -165,10 +165,10 @@ def load(extra: Iterable[Any] = (), without: Iterable[str] = (), strict: bool = 
             sources[kind][record.name] = distribution
         brought[len(plugins)] = (candidate, found)
         plugins.append(Plugin(name, distribution, tuple((kind, record.name) for kind, record in records)))
-    for number, (candidate, found) in brought.items():  # once all methods are known
+    for number, (candidate, found) in brought.items():  # once all methods and norms are known
         for sections in found:
             with _reported(candidate, strict) as problem:
-                _check_settings(sections, settings, sources["method"])
+                _check_settings(sections, settings, sources)
             if problem:
                 plugins[number] = replace(plugins[number], error=problem[0])
                 break
@@ -265,12 +265,12 @@ def _read_settings(each: Any, candidate: _Candidate) -> Sections:
         raise PluginError(str(error)) from error
 
 
-def _check_settings(sections: Sections, present: list[Sections], methods: Mapping[str, str]) -> None:
+def _check_settings(sections: Sections, present: list[Sections], sources: Mapping[str, Mapping[str, str]]) -> None:
     for kind, name in sections.names:
         if not NAME.fullmatch(name) or name == EVERY:
             raise PluginError(f"{name!r} is no name for a {kind}: lower case, digits and _ . + * - only")
     try:
-        check_added(sections, present, methods)
+        check_added(sections, present, sources)
     except SpecError as error:
         raise PluginError(str(error)) from error
 

@@ -237,7 +237,7 @@ def read_spec(path: Path, registry: Registry, **asked: Any) -> Spec:
 
 
 def from_mapping(values: Options, registry: Registry, settings: Settings | None, asked: Options) -> Spec:
-    """Builds a checked spec: ``values`` of a preset or file, then registry.yaml's for the method, then ``asked``.
+    """Builds a checked spec: ``values`` of a preset or file, then registry.yaml's for method and norm, then ``asked``.
 
     Options of a part are dropped where another part is asked for in its place.
 
@@ -253,8 +253,9 @@ def from_mapping(values: Options, registry: Registry, settings: Settings | None,
     space = _space(records, registry)
     flat = _flatten(values, space, records["method"])
     if settings:
-        own = settings.methods.get(records["method"].name, {}).get(str(values.get("preset")), {})
-        flat |= {space.address(key, "method."): value for key, value in own.items()}
+        for part, by_name in settings.own.items():
+            own = by_name.get(records[part].name, {}).get(str(values.get("preset")), {})
+            flat |= {space.address(key, f"{part}."): value for key, value in own.items()}
     wanted = {key: value for key, value in asked.items() if key not in COMPONENTS}
     if isinstance(wanted.get("protocol"), str):
         flat |= _protocol(wanted.pop("protocol"), records["method"])

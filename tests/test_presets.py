@@ -39,6 +39,7 @@ THEIRS: dict[str, Any] = {
         "theirs-quick": {"about": "fewer tasks", "extends": "quick", "tasks": 4},
     },
     "methods": {"lucir": {"theirs": {"less_forget": 7}}},
+    "norms": {"gn": {"theirs": {"channels_per_group": 4, "schedule.lr": 0.05}}},
     "grids": {"theirs": {"about": "two norms", "methods": ["ft"], "norms": ["bn", "tbbn"]}},
 }
 
@@ -91,6 +92,9 @@ def test_they_resolve_with_what_methods_change(bring: Bring) -> None:
     assert resolve("theirs-long", registry).schedule.epochs == 3
     for preset, forget in (("theirs", 7), ("theirs-long", 7), ("theirs-quick", 5)):
         assert resolve(preset, registry, method="lucir").method_options["less_forget"] == forget
+        assert resolve(preset, registry, norm="gn").schedule.lr == (0.2 if preset == "theirs-quick" else 0.05)
+    assert resolve("theirs", registry, norm="gn").norm_options == {"channels_per_group": 4}
+    assert resolve("theirs", registry).norm_options == {}
     assert resolve("theirs", registry, method="icarl").classifier == "nme"  # as ours sets it in every preset
     cells = read_grid("theirs", read_settings(registry=registry)).cells(
         "theirs", (0,), {}, registry, read_settings(registry=registry)
@@ -119,6 +123,11 @@ REFUSED: dict[str, tuple[Any, str]] = {
         f"methods.lucir.quick: the method is from {HOME}, the preset not from (extra); add a preset that extends it",
     ),
     "our method": ({"methods": {"lucir": {"every": {"rank": 2}}}}, "methods.lucir.every: the method is from"),
+    "our norm": (
+        {"norms": {"adab2n": {"numerals": {"strength": 2}}}},
+        f"norms.adab2n.numerals: the norm is from {HOME}, the preset not from (extra)",
+    ),
+    "no norm": ({"norms": {"tbn": {"quick": {}}}}, "no norm called 'tbn'; did you mean 'tbbn'?"),
     "no method": ({"methods": {"lucri": {"quick": {}}}}, "no method called 'lucri'; did you mean 'lucir'?"),
     "no preset": ({"methods": {"lucir": {"quik": {}}}}, "no preset of its own or of cilnorm called 'quik'"),
     "no base": ({"presets": {"a": {"extends": "quik"}}}, "preset a extends 'quik': no earlier preset called 'quik'"),
@@ -185,7 +194,12 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     place = tmp_path / "site"
     modules = {"bringing_settings": settings("theirs.yaml"), "bringing_norm": norm("their-norm")}
     distribute(place, "stranger", modules)
-    content = {**THEIRS, "presets": {key: THEIRS["presets"][key] for key in ("theirs-quick",)}, "methods": {}}
+    content = {
+        **THEIRS,
+        "presets": {key: THEIRS["presets"][key] for key in ("theirs-quick",)},
+        "methods": {},
+        "norms": {},
+    }
     (place / "theirs.yaml").write_text(yaml.safe_dump(content))
     monkeypatch.syspath_prepend(str(place))
     yield place

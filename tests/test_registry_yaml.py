@@ -14,6 +14,7 @@ from torch import nn
 
 from cilnorm.batch import Task
 from cilnorm.method import Schedule
+from cilnorm.presets import OWN
 from cilnorm.registry import Registry, load
 from cilnorm.results.published import published
 from cilnorm.spec import SECTIONS, Settings, Spec, read_settings, resolve, to_mapping
@@ -93,30 +94,35 @@ def test_a_preset_sets_known_keys_to_other_values_than_the_defaults(name: str, s
             assert plain(otherwise[key]) != value, f"{name}: {key} repeats its default"
 
 
-def test_a_methods_values_are_fields_of_it_and_no_defaults(shelves: Registry) -> None:
-    for method, presets in CONTENT["methods"].items():
-        record = shelves.methods[method]
-        assert record.name == method, "registry.yaml uses names, not aliases"
-        fields = {field.name: field.default for field in dataclasses.fields(record.build)}  # type: ignore[arg-type]
+@pytest.mark.parametrize(("part", "section"), OWN.items())
+def test_values_of_a_method_or_norm_are_options_of_it_and_no_defaults(
+    part: str, section: str, shelves: Registry
+) -> None:
+    for name, presets in CONTENT[section].items():
+        record = next(shelf for shelf in shelves.shelves if shelf.kind == part)[name]
+        where = f"{section}.{name}"
+        assert record.name == name, "registry.yaml uses names, not aliases"
+        fields = {p.name: p.default for p in inspect.signature(record.build).parameters.values()}
         by_preset = [(preset, values) for preset, values in presets.items() if preset != "every"]
         by_preset += [(preset, presets.get("every", {})) for preset in PRESETS]
         for preset, values in by_preset:
-            base = SETTINGS.methods[method].get(PRESETS[preset].get("extends", ""), {})
-            assert preset in PRESETS, f"methods.{method}: no preset {preset}"
-            spec = resolve(preset, shelves, SETTINGS, method=method)
-            plainly = resolve(preset, shelves, Settings(SETTINGS.presets, {}), method=method)
+            base = SETTINGS.own[part][name].get(PRESETS[preset].get("extends", ""), {})
+            assert preset in PRESETS, f"{where}: no preset {preset}"
+            asked: dict[str, Any] = {part: name}
+            spec = resolve(preset, shelves, SETTINGS, **asked)
+            plainly = resolve(preset, shelves, Settings(SETTINGS.presets, {}), **asked)
             for key, value in flat(values):
                 if key not in fields and base.get(key, value) != value:
                     found = dict(flat(to_mapping(spec)))[key]  # what the preset before said is taken back
                     assert type(found)(value) == found
                 elif key in fields:
-                    assert plain(fields[key]) != value, f"methods.{method}.{preset}: {key} repeats its default"
-                    assert plain(spec.method_options[key]) == value
+                    assert plain(fields[key]) != value, f"{where}.{preset}: {key} repeats its default"
+                    assert plain(getattr(spec, f"{part}_options")[key]) == value
                 else:
                     bare = Spec(spec.method, spec.norm, spec.backbone, spec.dataset)
                     made, before, default = (dict(flat(to_mapping(each))) for each in (spec, plainly, bare))
                     changes = made[key] != before[key] or made[key] != default[key]
-                    assert changes, f"methods.{method}.{preset}: {key} repeats its default and the preset's value"
+                    assert changes, f"{where}.{preset}: {key} repeats its default and the preset's value"
 
 
 @pytest.mark.parametrize("method", ["podnet", "afc"])

@@ -188,12 +188,13 @@ def _show_preset(registry: Registry, settings: Settings, name: str) -> None:
             rows.append((dotted, _plain(given), default, _meaning(option)))
     print_table("what it sets", ("key", "value", "default", "meaning"), rows)
     others = [
-        (method, ", ".join(f"{key} {_plain(value)}" for key, value in own[name].items()))
-        for method, own in settings.methods.items()
-        if own.get(name)
+        (part, its_name, ", ".join(f"{key} {_plain(value)}" for key, value in by_preset[name].items()))
+        for part, by_name in settings.own.items()
+        for its_name, by_preset in by_name.items()
+        if by_preset.get(name)
     ]
     if others:
-        print_table("what it sets otherwise for a method", ("method", "values"), others)
+        print_table("what it sets otherwise for a method or norm", ("part", "name", "values"), others)
 
 
 def _show_grid(settings: Settings, name: str) -> None:

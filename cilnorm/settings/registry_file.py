@@ -1,4 +1,4 @@
-"""registry.yaml and what plugins add to it, put together: presets, what a method changes with them, and grids."""
+"""registry.yaml and what plugins add to it: presets, what methods and norms change with them, and grids."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cilnorm.presets import EVERY, Options, names_with_values, read_sections, shipped
+from cilnorm.presets import EVERY, OWN, Options, names_with_values, read_sections, shipped
 from cilnorm.registry import Registry, nearest
 from cilnorm.values import SpecError
 
@@ -16,14 +16,15 @@ __all__ = ["Options", "Settings", "check_known", "names_with_values", "read_sett
 
 @dataclass(frozen=True)
 class Settings:
-    """Values by preset, what a paper's method changes with it, and grids.
+    """Values by preset, what a paper's method or norm changes with it, and grids.
 
     Attributes:
+        own: what a part of the run, by its kind and name, changes with a preset.
         owners: the distribution of a preset or grid, by (kind, name).
     """
 
     presets: Mapping[str, Options]
-    methods: Mapping[str, Mapping[str, Options]]
+    own: Mapping[str, Mapping[str, Mapping[str, Options]]]
     grids: Mapping[str, Any] = field(default_factory=dict)
     owners: Mapping[tuple[str, str], str] = field(default_factory=dict)
 
@@ -31,7 +32,7 @@ class Settings:
 def read_settings(path: Path | None = None, registry: Registry | None = None) -> Settings:
     """The settings of registry.yaml and of the plugins in ``registry``; presets that extend another are completed.
 
-    What a method changes in ``every`` preset comes before what it changes in single ones.
+    What a method or norm changes in ``every`` preset comes before what it changes in single ones.
 
     Args:
         path: a file to read in their place.
@@ -42,25 +43,26 @@ def read_settings(path: Path | None = None, registry: Registry | None = None) ->
     """
     found = [read_sections(path, str(path))] if path else list(registry.settings if registry else ()) or [shipped()]
     raw: dict[str, Options] = {}
-    methods: dict[str, dict[str, Options]] = {}
+    own: dict[str, dict[str, dict[str, Options]]] = {part: {} for part in OWN}
     for sections in found:
         raw |= sections.presets
-        for method, by_preset in sections.methods.items():
-            methods[method] = {**methods.get(method, {}), **by_preset}
+        for part, name, by_preset in sections.own:
+            own[part][name] = {**own[part].get(name, {}), **by_preset}
+    changes = [by_preset for by_name in own.values() for by_preset in by_name.values()]
     presets: dict[str, Options] = {}
     for name, values in raw.items():
         presets[name] = {key: value for key, value in values.items() if key != "extends"}
         if base := str(values.get("extends", "")):
             check_known("earlier preset", [base], list(presets)[:-1])
             presets[name] = _merged(presets[base], presets[name])
-            for own in methods.values():
-                own[name] = _merged(own.get(base, {}), own.get(name, {}))
-    for own in methods.values():
-        if every := own.pop(EVERY, {}):
-            own |= {name: _merged(every, own.get(name, {})) for name in presets}
+            for changed in changes:
+                changed[name] = _merged(changed.get(base, {}), changed.get(name, {}))
+    for changed in changes:
+        if every := changed.pop(EVERY, {}):
+            changed |= {name: _merged(every, changed.get(name, {})) for name in presets}
     grids = {name: values for sections in found for name, values in sections.grids.items()}
     owners = {name: sections.owner for sections in found for name in sections.names}
-    return Settings(presets, methods, grids, owners)
+    return Settings(presets, own, grids, owners)
 
 
 def _merged(base: Options, over: Options) -> dict[str, Any]:

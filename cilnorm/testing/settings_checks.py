@@ -30,8 +30,11 @@ def added(record: SettingsFile, registry: Registry | None = None) -> tuple[Secti
         sections = read_sections(record.path, record.path.name, "(checked)")
         if not any(replace(each, owner=sections.owner) == sections for each in registry.settings):
             home = registry.settings[0].owner
-            owners = {n: home if owner == home else sections.owner for n, owner in registry.methods.sources.items()}
-            check_added(sections, registry.settings, owners)
+            sources = {
+                shelf.kind: {n: home if owner == home else sections.owner for n, owner in shelf.sources.items()}
+                for shelf in registry.shelves
+            }
+            check_added(sections, registry.settings, sources)
             registry = replace(registry, settings=(*registry.settings, sections))
     except SpecError as error:
         raise Broken(f"{error}. See {WHERE}.") from error
@@ -82,17 +85,17 @@ def settings_checks(sections: Sections, registry: Registry) -> Iterator[Check]:
     for name, values in sections.presets.items():
         for promise, work in of_preset(name, values, registry):
             yield Check("preset", name, promise, work, sections, WHERE)
-    for method, by_preset in sections.methods.items():
+    for part, name, by_preset in sections.own:
         every = list(read_settings(registry=registry).presets) if EVERY in by_preset else []
         others = [preset for preset in {**dict.fromkeys(every), **by_preset} if preset not in sections.presets]
 
-        def values_fit(_: Any, method: str = method, others: list[str] = others) -> None:
+        def values_fit(_: Any, part: str = part, name: str = name, others: list[str] = others) -> None:
             for preset in others:
                 if preset != EVERY:
-                    resolved(preset, registry, method=method)
+                    resolved(preset, registry, **{part: name})
 
         if others:
-            yield Check("method", method, "values_with_presets", values_fit, sections, WHERE)
+            yield Check(part, name, "values_with_presets", values_fit, sections, WHERE)
     for name, values in sections.grids.items():
         for promise, work in of_grid(name, values, ["quick", *sections.presets], registry):
             yield Check("grid", name, promise, work, sections, WHERE)

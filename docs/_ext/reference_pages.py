@@ -108,9 +108,10 @@ def _presets() -> str:
     for name, values in settings.presets.items():
         text = _yaml({key: value for key, value in values.items() if key != "about"})
         parts.append(f"## {_code(name)}\n\n{_prose(str(values.get('about', '')))}\n\n{text}")
-        others = {method: own[name] for method, own in settings.methods.items() if own.get(name)}
-        if others:
-            parts.append(f"Otherwise with a method:\n\n{_yaml(others)}")
+        for part, by_name in settings.own.items():
+            others = {its_name: by_preset[name] for its_name, by_preset in by_name.items() if by_preset.get(name)}
+            if others:
+                parts.append(f"Otherwise with a {part}:\n\n{_yaml(others)}")
     return "\n".join(parts)
 
 

@@ -234,7 +234,7 @@ def test_unknown_grids_and_cells_are_named(registry: Registry, tmp_path: Path) -
         read_grid("norm", SETTINGS)
     with pytest.raises(SpecError, match=r"none\.yaml: No such file"):
         read_grid(str(tmp_path / "none.yaml"), SETTINGS)
-    grids = Settings(SETTINGS.presets, SETTINGS.methods, {"g": {"methods": ["ft"], "norms": ["tbn"]}})
+    grids = Settings(SETTINGS.presets, SETTINGS.own, {"g": {"methods": ["ft"], "norms": ["tbn"]}})
     with pytest.raises(SpecError, match=r"^ft x tbn: no norm called 'tbn'"):
         read_grid("g", grids).cells("quick", [0], {}, registry, grids)
 
