@@ -17,6 +17,7 @@ from cilnorm.experiment.runner import Result, run
 from cilnorm.metrics import METRICS
 from cilnorm.registry import Registry
 from cilnorm.results.comparison import compare, first_difference, gather, sentence
+from cilnorm.results.contrast import compare as contrast
 from cilnorm.results.reading import RunResult, read_result
 from cilnorm.storage.run_folder import FolderError
 from cilnorm.storage.tensor_file import read_tensor_file, tensor_file
@@ -185,3 +186,18 @@ def test_groups_are_gathered(finished: Result, tiny: Any, registry: Registry, tm
     told = CliRunner(env={"COLUMNS": "160"}).invoke(app, ["compare", str(home / "seed-1"), str(home / "seed-0")])
     assert told.stdout.startswith("not equal: the specs differ in seed\n")
     assert "in one run each" in told.stdout
+
+
+def test_groups_of_one_method_and_norm_are_called_by_what_tells_them_apart(
+    finished: Result, tiny: Any, registry: Registry, tmp_path: Path
+) -> None:
+    for lr in (0.2, 0.3):
+        run(tiny(lr=lr), tmp_path / f"{lr}", device="cpu", registry=registry)
+    found = contrast(tmp_path / "0.2", tmp_path / "0.3")
+    assert found.names == ("ft x bn (lr 0.2)", "ft x bn (lr 0.3)")
+    assert found.verdict.startswith("ft x bn (lr 0.3) reaches A_f")
+    further = {"milestones": [1], "weight_decay": 1.5e-5, "clip": 1.5, "first_epochs": 3}
+    run(tiny(lr=0.3, seed=1, **further), tmp_path / "far", device="cpu", registry=registry)
+    assert contrast(tmp_path / "0.2", tmp_path / "far").names == ("A", "B")
+    run(tiny(lr=0.2, seed=1), tmp_path / "seed", device="cpu", registry=registry)
+    assert contrast(tmp_path / "0.2", tmp_path / "seed").names == ("A", "B")
