@@ -5,7 +5,7 @@
     python -m benchmarks.results --add GROUP RUN ...    keeps the small files of finished runs in docs/runs/GROUP
 
 A group holds runs that differ in method, norm, their options, and seed. A page names a table by a comment,
-``<!-- runs GROUP -->``, or ``tests``, ``mistaken``, ``probes`` or ``published`` in the place of ``runs``; what stands
+``<!-- runs GROUP -->``, or the name of another of ``MAKERS`` in the place of ``runs``; what stands
 between it and the next ``<!-- end -->`` is made by the command. ``<!-- peers NAME -->`` is the table of
 ``benchmarks.peers`` from ``docs/runs/NAME.jsonl``, ``<!-- agreement GROUP..GROUP -->`` compares the order of two.
 """
@@ -13,6 +13,7 @@ between it and the next ``<!-- end -->`` is made by the command. ``<!-- peers NA
 from __future__ import annotations
 
 import argparse
+import itertools
 import re
 import shutil
 import statistics
@@ -205,6 +206,66 @@ def agreement(one: Groups, other: Groups) -> list[list[str]]:
     ]
 
 
+def grid(groups: Groups) -> list[list[str]]:
+    """A_f of every method with every norm, F in brackets."""
+    scores = {metric: _by_norm(groups, metric) for metric in ("A_f", "F")}
+    norms = list(scores["A_f"])
+    rows = [["method", *norms]]
+    for method in dict.fromkeys(method for found in scores["A_f"].values() for method in found):
+        row = [method]
+        for norm in norms:
+            final, forgetting = (list(scores[metric][norm].get(method, {}).values()) for metric in ("A_f", "F"))
+            row.append(f"{mean_text(final)} (F {statistics.mean(forgetting):.1f})" if final else "–")
+        rows.append(row)
+    return rows
+
+
+def order(groups: Groups) -> list[list[str]]:
+    """How each norm orders the methods by A_f, and how far that is the order under batch norm.
+
+    Two methods change places where one is higher under batch norm and the other with the norm, by their means; ``in
+    every seed`` counts the pairs for which that holds of each seed alone.
+    """
+    from scipy import stats
+
+    scores = _by_norm(groups, "A_f")
+    base = scores["bn"]
+    rows = [["norm", "methods, highest A_f first", "Spearman's ρ to BN's", "pairs", "change places", "in every seed"]]
+    for norm, found in scores.items():
+        both = [method for method in base if method in found]
+        means = {method: statistics.mean(found[method].values()) for method in both}
+        listed = ", ".join(sorted(both, key=lambda method: -means[method]))
+        if norm == "bn":
+            rows.append([norm, listed, "", "", "", ""])
+            continue
+        rho = stats.spearmanr(
+            [statistics.mean(base[method].values()) for method in both], list(means.values())
+        ).statistic
+        pairs = [(_leads(base, a, b), _leads(found, a, b)) for a, b in itertools.combinations(both, 2)]
+        moved = [(here, there) for here, there in pairs if statistics.mean(here) * statistics.mean(there) < 0]
+        sure = [(here, there) for here, there in moved if _one_sign(here) and _one_sign(there)]
+        rows.append([norm, listed, f"{rho:.2f}", str(len(pairs)), str(len(moved)), str(len(sure))])
+    return rows
+
+
+def _by_norm(groups: Groups, metric: str) -> dict[str, dict[str, dict[int, float]]]:
+    """The metric in percent by norm, method and seed."""
+    found: dict[str, dict[str, dict[int, float]]] = {}
+    for runs in groups.values():
+        values = {run.seed: float(run.summary[metric]) for run in runs}
+        found.setdefault(runs[0].spec["norm"], {})[runs[0].spec["method"]] = values
+    return found
+
+
+def _leads(scores: Mapping[str, Mapping[int, float]], one: str, other: str) -> list[float]:
+    """By how many points one method is above another, for each seed of both."""
+    return [value - scores[other][seed] for seed, value in scores[one].items() if seed in scores[other]]
+
+
+def _one_sign(values: Sequence[float]) -> bool:
+    return min(values) > 0 or max(values) < 0
+
+
 def draw(group: str, groups: Groups, folder: Path = FIGURES) -> list[Path]:
     """Mean accuracy over the seen tasks after each task: FT with each norm, mean within the range of the seeds."""
     series = {
@@ -227,6 +288,8 @@ MAKERS: dict[str, Callable[[Groups], list[list[str]]]] = {
     "mistaken": mistaken,
     "probes": probes,
     "published": beside_published,
+    "grid": grid,
+    "order": order,
 }
 
 
