@@ -6,8 +6,8 @@ Buzzega et al., "Dark Experience for General Continual Learning: a Strong, Simpl
 https://arxiv.org/abs/2004.07211, algorithm 2; z̃ are the stored logits. The paper learns online: a reservoir takes in
 images as they come, with the logits of that training pass; current rows and two draws from it go through the network
 one after the other. Here exemplars are chosen when their task ends, z̃ is what the network then says of the image as
-it is, and all rows are one batch and one pass. Outputs that came after an image was stored have no z̃ and are left out
-of the mean; in the paper all outputs exist from the start.
+it is, and all rows are one batch and one pass. In the paper all outputs exist from the start; here those that came
+after an image was stored have no z̃, and add nothing to the mean over all outputs of the sequence.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -35,6 +36,8 @@ class DERPlusPlus(Method):
         labels (β, section 3.2): weight of the cross-entropy of stored images; likewise.
         draws: of past rows for the two terms: the first ``half`` for one, the second for the other, independent as the
             paper's two draws; or the ``same``, all for both.
+        outputs: over which the mean of the distance goes: ``all`` of the sequence, for which the authors chose α; or
+            those that have a z̃, ``stored``, by which it weighs ten times as much in the second of ten tasks.
     """
 
     released: ClassVar[Mapping[str, Any]] = {**AUTHORS_PROTOCOL, "protocol.herding": "greedy"}
@@ -42,6 +45,7 @@ class DERPlusPlus(Method):
     logits: float = 0.3
     labels: float = 0.5
     draws: Literal["half", "same"] = "half"
+    outputs: Literal["all", "stored"] = "all"
 
     def store(self, out: Output) -> Mapping[str, Tensor]:
         return {"logits": out.logits}
@@ -57,7 +61,8 @@ class DERPlusPlus(Method):
         stored = step.batch.stored["logits"]
         known = first.unsqueeze(1) & ~stored.isnan()
         squares = (logits[:, : stored.shape[1]] - stored.nan_to_num()).square()
-        terms["mse"] = self.logits * mean_over(squares, known)
+        count = first.sum() * sum(step.task.sizes) if self.outputs == "all" else known.sum()
+        terms["mse"] = self.logits * torch.where(known, squares, 0.0).sum() / count.clamp(min=1)
         terms["ce-past"] = self.labels * mean_over(ce, second)
         return terms
 

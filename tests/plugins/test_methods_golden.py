@@ -6,6 +6,7 @@ All in float64, to 1e-10.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -261,7 +262,7 @@ def test_der_plus_plus() -> None:
     current = terms_of(method, logits, None, tensor(golden, "targets"), Task(0, (classes,)))
     stored = torch.cat([tensor(golden, "stored_logits"), torch.full_like(second, torch.nan)])
     past = terms_of(
-        method, torch.cat([first, second]), None, torch.cat([labels.flip(0), labels]), Task(1, (classes, 1)),
+        method, torch.cat([first, second]), None, torch.cat([labels.flip(0), labels]), Task(1, (classes, 0)),
         stored={"logits": stored},
     )  # fmt: skip
     assert past["ce"].item() == 0
@@ -284,10 +285,25 @@ def test_der_plus_plus_before_anything_is_stored() -> None:
 def test_der_plus_plus_in_one_pass_over_halves() -> None:
     golden = Golden("derpp_one_forward_0", METHODS)
     logits, targets = tensor(golden, "logits", grad=True), tensor(golden, "targets")
-    method, task = DERPlusPlus(golden.meta["alpha"], golden.meta["beta"]), Task(1, (logits.shape[1], 1))
+    method, task = DERPlusPlus(golden.meta["alpha"], golden.meta["beta"]), Task(1, (logits.shape[1], 0))
     stored = {"logits": tensor(golden, "stored_logits")}
     terms = terms_of(method, logits, None, targets, task, stored=stored)
     held(golden, {"loss_replay": sum(terms.values())}, {"grad_logits": logits})
+
+
+@pytest.mark.parametrize(("outputs", "share"), [("all", 0.25), ("stored", 1.0)])
+def test_der_plus_plus_averages_over_all_outputs_of_the_stream_as_where_they_exist_from_the_start(
+    outputs: Any, share: float
+) -> None:
+    """The rows that are stored know a quarter of the outputs; the others add nothing."""
+    torch.manual_seed(0)
+    logits, stored = torch.randn(6, 6), torch.cat([torch.randn(6, 3), torch.full((6, 3), torch.nan)], 1)
+    terms = terms_of(
+        DERPlusPlus(outputs=outputs, draws="same"), logits, None, torch.tensor([4, 5, 0, 1, 2, 0]),
+        Task(1, (3, 3, 6)), stored={"logits": stored},
+    )  # fmt: skip
+    squares = (logits[2:, :3] - stored[2:, :3]).square()
+    torch.testing.assert_close(terms["mse"], 0.3 * share * squares.mean())
 
 
 def corrections(golden: Golden, sizes: tuple[int, ...], start: str = "") -> BiasCorrected:
