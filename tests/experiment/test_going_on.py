@@ -252,7 +252,7 @@ def test_the_log_is_cut_at_a_line(tmp_path: Path) -> None:
 
 
 def test_twenty_kills_of_real_processes_change_nothing(tmp_path: Path) -> None:
-    tally = chaos(20, tmp_path, cases=(("lucir", "tbbn"),))
+    tally = chaos(20, tmp_path, cases=(("lucir", "tbbn"),), tasks=5)
     assert (tally.kills, tally.differences) == (20, [])
 
 
