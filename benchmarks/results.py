@@ -5,9 +5,10 @@
     python -m benchmarks.results --add GROUP RUN ...    keeps the small files of finished runs in docs/runs/GROUP
 
 A group holds runs that differ in method, norm, their options, and seed. A page names a table by a comment,
-``<!-- runs GROUP -->``, or the name of another of ``MAKERS`` in the place of ``runs``; what stands
-between it and the next ``<!-- end -->`` is made by the command. ``<!-- peers NAME -->`` is the table of
-``benchmarks.peers`` from ``docs/runs/NAME.jsonl``, ``<!-- agreement GROUP..GROUP -->`` compares the order of two.
+``<!-- runs GROUP -->``, or the name of another of ``MAKERS`` in the place of ``runs``; what stands between it and the
+next ``<!-- end -->`` is made by the command. ``<!-- peers NAME -->`` is the table of ``benchmarks.peers`` from
+``docs/runs/NAME.jsonl``. Of two groups, ``<!-- agreement GROUP..GROUP -->`` compares the order, and ``repeated`` the
+runs of the same seeds.
 """
 
 from __future__ import annotations
@@ -206,6 +207,20 @@ def agreement(one: Groups, other: Groups) -> list[list[str]]:
     ]
 
 
+def repeated(one: Groups, other: Groups) -> list[list[str]]:
+    """What both groups have, seed by seed: values of each, and by how many points they are apart on average."""
+    rows = [["run", "seeds", *(title for name in TABULATED for title in (name, f"{name} there", "apart by"))]]
+    for label in one.keys() & other.keys():
+        pairs = [(here, there) for here in one[label] for there in other[label] if here.seed == there.seed]
+        row = [label, ", ".join(str(here.seed) for here, _ in pairs)]
+        for metric in TABULATED:
+            values = [[float(run.summary[metric]) for run in side] for side in zip(*pairs, strict=True)]
+            apart = statistics.mean(abs(a - b) for a, b in zip(*values, strict=True))
+            row += [*map(mean_text, values), f"{apart:.2f}"]
+        rows.append(row)
+    return rows
+
+
 def grid(groups: Groups) -> list[list[str]]:
     """A_f of every method with every norm, F in brackets."""
     scores = {metric: _by_norm(groups, metric) for metric in ("A_f", "F")}
@@ -293,6 +308,9 @@ MAKERS: dict[str, Callable[[Groups], list[list[str]]]] = {
 }
 
 
+OF_TWO: dict[str, Callable[[Groups, Groups], list[list[str]]]] = {"agreement": agreement, "repeated": repeated}
+
+
 def rendered(page: str) -> str:
     """The page with every table as the runs give it."""
 
@@ -300,8 +318,8 @@ def rendered(page: str) -> str:
         opening, kind, group, end = match.groups()
         if kind == "peers":
             rows = peers.table(RUNS / f"{group}.jsonl")
-        elif kind == "agreement":
-            rows = agreement(*map(read_group, group.split("..")))
+        elif kind in OF_TWO:
+            rows = OF_TWO[kind](*map(read_group, group.split("..")))
         else:
             rows = MAKERS[kind](read_group(group))
         return f"{opening}{_markdown(rows)}{end}"
@@ -327,6 +345,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         group, *runs = given.add
         print("\n".join(str(path.relative_to(ROOT)) for path in add(group, [Path(run) for run in runs])))
         return
+    shown = ""
     for path in PAGES:
         page = path.read_text(encoding="utf-8")
         new = rendered(page)
@@ -334,9 +353,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             sys.exit(f"benchmarks.results: a table of {path.relative_to(ROOT)} is out of date")
         if not given.check:
             path.write_text(new, encoding="utf-8")
+        shown += new
     if given.check:
         return
-    for group in sorted(path.name for path in RUNS.iterdir() if path.is_dir()):
+    for group in sorted(set(re.findall(r"figures/([\w-]+)\.png", shown)) & {path.name for path in RUNS.iterdir()}):
         for path in draw(group, read_group(group)):
             print(path.relative_to(ROOT))
 

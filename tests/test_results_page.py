@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +25,7 @@ def test_every_table_is_what_the_runs_give(path: Path) -> None:
 def test_every_group_stands_on_the_page_and_every_run_is_whole() -> None:
     page = results.PAGES[0].read_text(encoding="utf-8")
     for group in (path.name for path in results.RUNS.iterdir() if path.is_dir()):
-        assert f"<!-- runs {group} -->" in page or f"<!-- grid {group} -->" in page
+        assert re.search(rf"<!-- \w+ ([\w-]+\.\.)?{group} -->", page)
         for label, runs in results.read_group(group).items():
             for run in runs:
                 assert all((run.folder / name).is_file() for name in FIELDS), label
@@ -106,3 +107,15 @@ def test_a_norm_may_change_the_order_of_methods() -> None:
         ["bn", "der, wa, ft", "", "", "", ""],
         ["gn", "ft, wa, der", "-1.00", "3", "3", "2"],
     ]
+
+
+def test_runs_of_the_same_seeds_are_held_beside_one_another() -> None:
+    groups = results.read_group("cifar100-h200")
+    runs = groups["ft x bn"]
+    moved = [
+        replace(run, summary={**run.summary, "A_f": run.summary["A_f"] + sign})
+        for run, sign in zip(runs, (1, -1), strict=False)
+    ]
+    _, found = results.repeated(groups, {"ft x bn": moved, "ft x of its own": []})
+    assert found[:2] == ["ft x bn", "0, 1"]
+    assert found[4::3] == ["1.00", "0.00", "0.00", "0.00"]
