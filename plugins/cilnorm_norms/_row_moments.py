@@ -37,8 +37,10 @@ class WithGradient(Protocol):
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor | None, ...]]:
         """What calling it returns, and what ``gradient`` needs."""
 
-    def gradient(self, kept: Sequence[Tensor | None], of_scale: Tensor, of_shift: Tensor) -> tuple[Tensor | None, ...]:
-        """The gradients of mean, var and the values from those (N, C) of scale and shift."""
+    def gradient(
+        self, kept: Sequence[Tensor | None], of_scale: Tensor, of_shift: Tensor, *of_others: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        """The gradients of mean, var and the values from those (N, C) of scale and shift, and of all other outputs."""
 
 
 def normalise(x: Tensor, algebra: Algebra, ranks: Ranks | None, *values: Tensor | None) -> tuple[Tensor, ...]:
@@ -75,8 +77,8 @@ class _Normalise(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         if ranks is None and isinstance(algebra, WithGradient):
             (scale, shift, *others), kept = algebra.forward(mean, var, *values)
+            scale, shift = _own(None, scale, mean), _own(None, shift, mean)
             ctx.save_for_backward(x, mean, scale, *kept)
-            ctx.mark_non_differentiable(*others)
             return affine(x, mean, scale, shift), *others
         everywhere = _gather(ranks, mean, var)
         scale, shift, *others = algebra(*everywhere, *values)
@@ -88,7 +90,7 @@ class _Normalise(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, g: Tensor | None, *of_others: Tensor | None) -> tuple[Tensor | None, ...]:
         if ctx.ranks is None and isinstance(ctx.algebra, WithGradient):
-            return _by_its_own_gradient(ctx, g)
+            return _by_its_own_gradient(ctx, g, *of_others)
         x, mean, *small = ctx.saved_tensors
         wanted = [True, True, *ctx.needs_input_grad[3:]]
         with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
@@ -111,13 +113,13 @@ class _Normalise(torch.autograd.Function):
         return dx, None, None, *grads[2:]
 
 
-def _by_its_own_gradient(ctx: Any, g: Tensor | None) -> tuple[Tensor | None, ...]:
+def _by_its_own_gradient(ctx: Any, g: Tensor | None, *of_others: Tensor | None) -> tuple[Tensor | None, ...]:
     x, mean, scale, *kept = ctx.saved_tensors
-    if g is None:
-        return (None,) * len(ctx.needs_input_grad)
-    g = _passes.like(g, x)
-    total, dot = sums(g, x, mean)
-    dmean, dvar, *of_values = ctx.algebra.gradient(kept, dot, total)
+    total = dot = torch.zeros_like(mean)
+    if g is not None:
+        g = _passes.like(g, x)
+        total, dot = sums(g, x, mean)
+    dmean, dvar, *of_values = ctx.algebra.gradient(kept, dot, total, *of_others)
     dx = _gradient(None, g, x, mean, scale, total, [dmean, dvar]) if ctx.needs_input_grad[0] else None
     return dx, None, None, *of_values
 

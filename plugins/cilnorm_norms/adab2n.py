@@ -25,6 +25,7 @@ changes nothing: ψ of tasks to come has no effect and no gradient. Weight decay
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -41,12 +42,93 @@ NAME = "adab2n"
 
 
 class _Tasks(NamedTuple):
-    """Rows reduced to what the layer computes with: ``first`` task, term wanted, rows of tasks (T, N), met (T,)."""
+    """Rows reduced to what the layer computes with.
+
+    Attributes:
+        first: whether it is the first task.
+        wants_term: whether the loss is to have the term.
+        part (T, N): 1 / n_k for the rows of task k, else 0.
+        rows (T,): n_k.
+        met (T,): whether a task has been met.
+    """
 
     first: bool
     wants_term: bool
-    member: Tensor
+    part: Tensor
+    rows: Tensor
     met: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class _Algebra:
+    """Scale (1, C) and shift (N, C) of the rows, and m and v (C,), from the moments (N, C) of the rows."""
+
+    tasks: _Tasks
+    absent: Absent
+    eps: float
+
+    def __call__(
+        self, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, prior: Tensor
+    ) -> tuple[Tensor, ...]:
+        return self.forward(mean, var, weight, bias, prior)[0]
+
+    def forward(
+        self, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, prior: Tensor
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor | None, ...]]:
+        """The same, and what ``gradient`` needs."""
+        share, mass = self._shares(prior, mean)
+        of_row = share @ self.tasks.part.to(mean.dtype)
+        if self.tasks.first:
+            of_row = torch.full_like(of_row, 1 / len(mean)) + 0 * of_row  # a gradient, if only of zeros
+        m = of_row @ mean
+        centred = mean - m
+        around = torch.addcmul(var, centred, centred)
+        v = of_row @ around
+        inverse = torch.rsqrt(v + self.eps)
+        scale = inverse if weight is None else inverse * weight.to(inverse.dtype)
+        shift = scale * centred
+        if bias is not None:
+            shift = shift + bias.to(scale.dtype)
+        return (scale[None], shift, m, v), (mean, centred, around, inverse, of_row, share, mass, prior, weight, bias)
+
+    def gradient(
+        self,
+        kept: Sequence[Tensor | None],
+        of_scale: Tensor,
+        of_shift: Tensor,
+        of_m: Tensor | None = None,
+        of_v: Tensor | None = None,
+    ) -> tuple[Tensor | None, ...]:
+        """Of mean and var (N, C), γ and β (C,) and ψ (T,), from those of scale and shift (N, C), m and v (C,)."""
+        mean, centred, around, inverse, of_row, share, mass, prior = (each for each in kept[:-2] if each is not None)
+        weight, bias = kept[-2:]
+        of_scale = torch.addcmul(of_scale, of_shift, centred).sum(0)
+        dweight = None if weight is None else (of_scale * inverse).to(weight.dtype)
+        dbias = None if bias is None else of_shift.sum(0).to(bias.dtype)
+        gamma = torch.ones_like(inverse) if weight is None else weight.to(inverse.dtype)
+        dv = of_scale * gamma * inverse.pow(3) * -0.5
+        dv = dv if of_v is None else dv + of_v
+        dvar = of_row[:, None] * dv
+        of_centred = torch.addcmul(of_shift * (inverse * gamma), dvar, centred, value=2)
+        dm = -of_centred.sum(0)
+        dm = dm if of_m is None else dm + of_m
+        dmean = torch.addcmul(of_centred, of_row[:, None], dm)
+        if self.tasks.first:
+            return dmean, dvar, dweight, dbias, torch.zeros_like(prior)
+        of_share = self.tasks.part.to(mean.dtype) @ (mean @ dm + around @ dv)
+        of_mass = (of_share - share @ of_share) / mass.sum()
+        dprior = torch.where(self._counted(), of_mass * prior.to(of_mass.dtype).exp(), 0.0)
+        return dmean, dvar, dweight, dbias, dprior.to(prior.dtype)
+
+    def _shares(self, prior: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """w (T,), and e^ψ + n, of which it is the shares."""
+        mass = prior.to(like.dtype).exp() + self.tasks.rows.to(like.dtype)
+        mass = torch.where(self._counted(), mass, 0.0)
+        return mass / mass.sum(), mass
+
+    def _counted(self) -> Tensor:
+        """The tasks that have a share in the weights (T,)."""
+        return self.tasks.met if self.absent == "lost" else self.tasks.met & (self.tasks.rows > 0)
 
 
 class AdaptiveBalanceBatchNorm2d(BatchNormBase, RowsAware):
@@ -129,7 +211,7 @@ class AdaptiveBalanceBatchNorm2d(BatchNormBase, RowsAware):
         key = NAME, self.tasks, ranks and id(ranks.group)
         return _Tasks(not rows.task, wants_term, *rows.once(key, lambda: self._of_tasks(rows, ranks)))
 
-    def _of_tasks(self, rows: Rows, ranks: Ranks | None) -> tuple[Tensor, Tensor]:
+    def _of_tasks(self, rows: Rows, ranks: Ranks | None) -> tuple[Tensor, Tensor, Tensor]:
         tasks = rows.tasks
         if tasks is None:
             if rows.task > 1:
@@ -138,7 +220,9 @@ class AdaptiveBalanceBatchNorm2d(BatchNormBase, RowsAware):
         if ranks:
             tasks = ranks.gather(tasks).flatten()
         every = torch.arange(self.tasks, device=tasks.device)
-        return (tasks == every[:, None]).to(torch.get_default_dtype()), every <= rows.task
+        member = (tasks == every[:, None]).to(torch.float64)
+        count = member.sum(1)
+        return member / count.clamp(min=1)[:, None], count, every <= rows.task
 
     def forward(self, x: Tensor) -> Tensor:
         check_images(x)
@@ -147,14 +231,14 @@ class AdaptiveBalanceBatchNorm2d(BatchNormBase, RowsAware):
         told = self.take(x)
         tasks: _Tasks = told.reduced
         y, mean, var = normalise(
-            x, lambda *given: self._algebra(tasks, *given), self.ranks(), self.weight, self.bias, self.task_weight
+            x, _Algebra(tasks, self.absent, self.eps), self.ranks(), self.weight, self.bias, self.task_weight
         )
         if self.running_mean is None or self.running_var is None:
             return y
         if recomputing():
             averages = self._as_before(told, tasks)
         else:
-            self._move(mean.detach(), var.detach(), tasks.member.shape[1] * x.shape[2] * x.shape[3])
+            self._move(mean.detach(), var.detach(), tasks.part.shape[1] * x.shape[2] * x.shape[3])
             averages = told.kept = (self.running_mean.clone(), self.running_var.clone(), mean.requires_grad)
         if tasks.wants_term:
             # A repeated pass computes it again, for checkpointing wants as many tensors saved as the first time.
@@ -172,29 +256,6 @@ class AdaptiveBalanceBatchNorm2d(BatchNormBase, RowsAware):
                 "would have no gradient; use_reentrant=False keeps it"
             )
         return averages
-
-    def _algebra(
-        self, tasks: _Tasks, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, prior: Tensor
-    ) -> tuple[Tensor, ...]:
-        """Scale and shift of the rows, and m and v (C,), from the moments (N, C) of the rows."""
-        if tasks.first:
-            of_row = mean.new_full((len(mean),), 1 / len(mean)) + 0 * prior.sum()  # a gradient, if only of zeros
-        else:
-            member = tasks.member.to(mean.dtype)
-            count = member.sum(1)
-            counted = tasks.met if self.absent == "lost" else tasks.met & (count > 0)
-            mass = torch.where(counted, prior.to(mean.dtype).exp() + count, 0.0)
-            of_row = (mass / mass.sum() / count.clamp(min=1)) @ member
-        of_row = of_row.to(mean.dtype)
-        m = of_row @ mean
-        v = of_row @ (var + (mean - m).square())
-        scale = torch.rsqrt(v + self.eps)
-        if weight is not None:
-            scale = scale * weight.to(scale.dtype)
-        shift = scale * (mean - m)
-        if bias is not None:
-            shift = shift + bias.to(scale.dtype)
-        return scale[None], shift, m, v
 
     @torch.no_grad()
     def _move(self, mean: Tensor, var: Tensor, count: int) -> None:

@@ -140,7 +140,8 @@ def normalise_rows(
     """y, mean_s μ_s, mean_s v_s · n / (n − 1); the last two carry no gradient."""
 
     plan = planner.plan(torch.float64 if x.dtype == torch.float64 else torch.float32)
-    y, mean, var = normalise(x, RowAlgebra(plan, eps), ranks, weight, bias)
+    y, *statistics = normalise(x, RowAlgebra(plan, eps), ranks, weight, bias)
+    mean, var = (each.detach() for each in statistics)
     count = (plan.count * (x.shape[2] * x.shape[3])).to(var.dtype)
     return y, mean, var * (count / (count - 1).clamp(min=1))
 
@@ -180,7 +181,9 @@ class RowAlgebra:
         kept = mean, centre, inverse, plain_scale, plain_shift, weight, bias
         return (scale, shift, running[0] + pilot, running[1]), kept
 
-    def gradient(self, kept: Sequence[Tensor | None], of_scale: Tensor, of_shift: Tensor) -> tuple[Tensor | None, ...]:
+    def gradient(
+        self, kept: Sequence[Tensor | None], of_scale: Tensor, of_shift: Tensor, *_: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
         """Of mean and var (N, C), γ and β (C,), from those of scale and shift (N, C)."""
         mean, centre, inverse, plain_scale, plain_shift = (value for value in kept[:-2] if value is not None)
         weight, bias = kept[-2:]
