@@ -172,7 +172,9 @@ def test_corrected_takes_a_presets_protocol_back(registry: Registry) -> None:
 
 
 def test_precedence_is_default_then_registry_yaml_then_the_users(registry: Registry) -> None:
-    settings = Settings({"tiny": {**TINY, "method": "two-phases"}}, {"two-phases": {"tiny": {"strength": 3.0}}})
+    settings = Settings(
+        {"tiny": {**TINY, "method": "two-phases"}}, {"method": {"two-phases": {"tiny": {"strength": 3.0}}}}
+    )
     assert resolve("tiny", registry, Settings({"tiny": TINY}, {}), method="two-phases").method_options["strength"] == 1
     assert resolve("tiny", registry, settings).method_options["strength"] == 3
     assert resolve("tiny", registry, settings, strength=8).method_options["strength"] == 8
@@ -312,7 +314,7 @@ def test_a_preset_inherits_what_methods_set_for_the_one_it_extends(tmp_path: Pat
     presets = "presets: {a: {}, b: {extends: a}, c: {extends: b}, d: {}}"
     path.write_text(f"{presets}\nmethods: {{lucir: {{a: {{rank: 2, rank_k: 3}}, b: {{rank: 4}}}}}}")
     own = {"rank": 4, "rank_k": 3}
-    assert read_settings(path).methods["lucir"] == {"a": {"rank": 2, "rank_k": 3}, "b": own, "c": own}
+    assert read_settings(path).own["method"]["lucir"] == {"a": {"rank": 2, "rank_k": 3}, "b": own, "c": own}
 
 
 # Values
