@@ -239,7 +239,7 @@ def order(groups: Groups) -> list[list[str]]:
     """How each norm orders the methods by A_f, and how far that is the order under batch norm.
 
     Two methods change places where one is higher under batch norm and the other with the norm, by their means; ``in
-    every seed`` counts the pairs for which that holds of each seed alone.
+    every seed`` counts the pairs for which that holds of each seed alone, where there are several.
     """
     from scipy import stats
 
@@ -258,8 +258,9 @@ def order(groups: Groups) -> list[list[str]]:
         ).statistic
         pairs = [(_leads(base, a, b), _leads(found, a, b)) for a, b in itertools.combinations(both, 2)]
         moved = [(here, there) for here, there in pairs if statistics.mean(here) * statistics.mean(there) < 0]
-        sure = [(here, there) for here, there in moved if _one_sign(here) and _one_sign(there)]
-        rows.append([norm, listed, f"{rho:.2f}", str(len(pairs)), str(len(moved)), str(len(sure))])
+        sure = sum(_one_sign(here) and _one_sign(there) for here, there in moved)
+        several = min((len(seeds) for pair in pairs for seeds in pair), default=0) > 1
+        rows.append([norm, listed, f"{rho:.2f}", str(len(pairs)), str(len(moved)), str(sure) if several else ""])
     return rows
 
 
