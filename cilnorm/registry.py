@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from itertools import chain
 from typing import Any, Generic, TypeVar
 
@@ -202,13 +202,14 @@ class _Candidate:
 def _candidates(extra: Iterable[Any], without: frozenset[str]) -> list[_Candidate]:
     """Entry points and extras; pluggy would skip a second entry point of one name in silence, so names come first."""
     found = [entry for entry in importlib.metadata.entry_points(group=GROUP) if entry.name not in without]
+    named = cache(_named)  # name and version are properties that parse the whole metadata, README included
     owners: dict[str, list[str]] = {}
     for entry in found:
-        owners.setdefault(entry.name, []).append(_distribution(entry))
+        owners.setdefault(entry.name, []).append(named(entry.dist))
     candidates = []
     for entry in found:
-        distribution, module = _distribution(entry), entry.load
-        if len(owners[entry.name]) > 1 and not _is_home(entry):
+        distribution, module = named(entry.dist), entry.load
+        if len(owners[entry.name]) > 1 and distribution.split()[0] != HOME:
             module = partial(_refuse_twice, entry.name, owners[entry.name])
         candidates.append(_Candidate(entry.name, distribution, module))
     candidates.sort(key=lambda c: (c.distribution.split()[0] != HOME, c.distribution, c.name))
@@ -226,12 +227,8 @@ def _refuse_twice(name: str, owners: list[str]) -> None:
     raise PluginError(f"entry point {name!r} is declared by {' and by '.join(sorted(owners))}; rename one")
 
 
-def _distribution(entry: importlib.metadata.EntryPoint) -> str:
-    return f"{entry.dist.name} {entry.dist.version}" if entry.dist else "(unknown)"
-
-
-def _is_home(entry: importlib.metadata.EntryPoint) -> bool:
-    return entry.dist is not None and entry.dist.name == HOME
+def _named(distribution: importlib.metadata.Distribution | None) -> str:
+    return f"{distribution.name} {distribution.version}" if distribution else "(unknown)"
 
 
 def _records(candidate: _Candidate) -> tuple[list[tuple[str, Record]], list[Sections]]:

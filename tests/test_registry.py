@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from importlib.metadata import Distribution
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -58,6 +59,18 @@ def test_every_installed_plugin_is_healthy() -> None:
     for shelf in found.shelves:
         assert shelf, f"no {shelf.kind}s"
         assert set(shelf.sources) == set(shelf)
+
+
+def test_metadata_is_not_parsed_for_every_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
+    parse, parsed = Distribution.metadata.fget, []
+
+    def counted(distribution: Distribution) -> object:
+        parsed.append(parse(distribution))
+        return parsed[-1]
+
+    monkeypatch.setattr(Distribution, "metadata", property(counted))
+    load()
+    assert [each["Name"] for each in parsed].count("cilnorm") < 5  # of more than forty
 
 
 def test_every_hook_has_a_shelf() -> None:
