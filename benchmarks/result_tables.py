@@ -191,8 +191,8 @@ def grid(groups: Groups) -> list[list[str]]:
 def order(groups: Groups) -> list[list[str]]:
     """How each norm orders the methods by A_f, and how far that is the order under batch norm.
 
-    Two methods change places where one is higher under batch norm and the other with the norm, by their means; ``in
-    every seed`` counts the pairs for which that holds of each seed alone, where there are several.
+    Two methods change places where one is higher under batch norm and the other with the norm, by their means. Of such
+    pairs, those with several seeds of all four kinds of run are counted, and those for which it holds of each alone.
     """
     from scipy import stats
 
@@ -211,9 +211,10 @@ def order(groups: Groups) -> list[list[str]]:
         ).statistic
         pairs = [(_leads(base, a, b), _leads(found, a, b)) for a, b in itertools.combinations(both, 2)]
         moved = [(here, there) for here, there in pairs if statistics.mean(here) * statistics.mean(there) < 0]
-        sure = sum(_one_sign(here) and _one_sign(there) for here, there in moved)
-        several = min((len(seeds) for pair in pairs for seeds in pair), default=0) > 1
-        rows.append([norm, listed, f"{rho:.2f}", str(len(pairs)), str(len(moved)), str(sure) if several else ""])
+        several = [pair for pair in moved if min(map(len, pair)) > 1]
+        sure = sum(_one_sign(here) and _one_sign(there) for here, there in several)
+        told = f"{sure} of {len(several)}" if several else ""
+        rows.append([norm, listed, f"{rho:.2f}", str(len(pairs)), str(len(moved)), told])
     return rows
 
 
