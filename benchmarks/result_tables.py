@@ -19,6 +19,7 @@ from cilnorm.results.reading import RunResult
 from cilnorm.results.report import confused
 
 Groups = Mapping[str, Sequence[RunResult]]  # runs of several seeds by what they are
+BySeed = dict[str, dict[int, float]]  # a metric by method and seed
 
 
 def table(groups: Groups) -> list[list[str]]:
@@ -191,43 +192,53 @@ def grid(groups: Groups) -> list[list[str]]:
 def order(groups: Groups) -> list[list[str]]:
     """How each norm orders the methods by A_f, and how far that is the order under batch norm.
 
-    Two methods change places where one is higher under batch norm and the other with the norm, by their means. Of such
-    pairs, those with several seeds of all four kinds of run are counted, and those for which it holds of each alone.
+    Of every method the seeds are taken that have both norms. Two methods change places where one is higher under batch
+    norm and the other with the norm, by their means. Of such pairs, those with several seeds are counted, and those are
+    named for which it holds of each seed alone.
     """
     from scipy import stats
 
     scores = _by_norm(groups, "A_f")
-    base = scores["bn"]
     rows = [["norm", "methods, highest A_f first", "Spearman's ρ to BN's", "pairs", "change places", "in every seed"]]
     for norm, found in scores.items():
-        both = [method for method in base if method in found]
-        means = {method: statistics.mean(found[method].values()) for method in both}
-        listed = ", ".join(sorted(both, key=lambda method: -means[method]))
+        here, there = _of_common_seeds(scores["bn"], found)
+        under_bn, with_norm = ({method: statistics.mean(of[method].values()) for method in of} for of in (here, there))
+        listed = ", ".join(sorted(with_norm, key=lambda method: -with_norm[method]))
         if norm == "bn":
             rows.append([norm, listed, "", "", "", ""])
             continue
-        rho = stats.spearmanr(
-            [statistics.mean(base[method].values()) for method in both], list(means.values())
-        ).statistic
-        pairs = [(_leads(base, a, b), _leads(found, a, b)) for a, b in itertools.combinations(both, 2)]
-        moved = [(here, there) for here, there in pairs if statistics.mean(here) * statistics.mean(there) < 0]
-        several = [pair for pair in moved if min(map(len, pair)) > 1]
-        sure = sum(_one_sign(here) and _one_sign(there) for here, there in several)
-        told = f"{sure} of {len(several)}" if several else ""
+        rho = stats.spearmanr(list(under_bn.values()), list(with_norm.values())).statistic
+        leads = {(a, b): (_leads(here, a, b), _leads(there, a, b)) for a, b in itertools.combinations(here, 2)}
+        pairs = {pair: both for pair, both in leads.items() if all(both)}
+        moved = {pair: both for pair, both in pairs.items() if statistics.mean(both[0]) * statistics.mean(both[1]) < 0}
+        several = {pair: both for pair, both in moved.items() if min(map(len, both)) > 1}
+        sure = [" and ".join(pair) for pair, both in several.items() if all(map(_one_sign, both))]
+        told = f"{len(sure)} of {len(several)}" if several else ""
+        told += f": {'; '.join(sure)}" if sure else ""
         rows.append([norm, listed, f"{rho:.2f}", str(len(pairs)), str(len(moved)), told])
     return rows
 
 
-def _by_norm(groups: Groups, metric: str) -> dict[str, dict[str, dict[int, float]]]:
+def _of_common_seeds(one: BySeed, other: BySeed) -> tuple[BySeed, BySeed]:
+    """Both, of the methods and seeds that both have."""
+    shared = {method: sorted(one[method].keys() & other.get(method, {}).keys()) for method in one}
+    here, there = (
+        {method: {seed: of[method][seed] for seed in seeds} for method, seeds in shared.items() if seeds}
+        for of in (one, other)
+    )
+    return here, there
+
+
+def _by_norm(groups: Groups, metric: str) -> dict[str, BySeed]:
     """The metric in percent by norm with its options, method and seed."""
-    found: dict[str, dict[str, dict[int, float]]] = {}
+    found: dict[str, BySeed] = {}
     for label, runs in groups.items():
         method, norm = label.split(" x ", 1)
         found.setdefault(norm, {})[method] = {run.seed: float(run.summary[metric]) for run in runs}
     return found
 
 
-def _leads(scores: Mapping[str, Mapping[int, float]], one: str, other: str) -> list[float]:
+def _leads(scores: BySeed, one: str, other: str) -> list[float]:
     """By how many points one method is above another, for each seed of both."""
     return [value - scores[other][seed] for seed, value in scores[one].items() if seed in scores[other]]
 
