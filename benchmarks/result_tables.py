@@ -208,11 +208,11 @@ def order(groups: Groups) -> list[list[str]]:
             rows.append([norm, listed, "", "", "", ""])
             continue
         rho = stats.spearmanr(list(under_bn.values()), list(with_norm.values())).statistic
-        leads = {(a, b): (_leads(here, a, b), _leads(there, a, b)) for a, b in itertools.combinations(here, 2)}
-        pairs = {pair: both for pair, both in leads.items() if all(both)}
-        moved = {pair: both for pair, both in pairs.items() if statistics.mean(both[0]) * statistics.mean(both[1]) < 0}
-        several = {pair: both for pair, both in moved.items() if min(map(len, both)) > 1}
-        sure = [" and ".join(pair) for pair, both in several.items() if all(map(_one_sign, both))]
+        pairs = [(f"{a} and {b}", _leads(here, a, b), _leads(there, a, b)) for a, b in itertools.combinations(here, 2)]
+        pairs = [pair for pair in pairs if pair[1]]  # both are over the same seeds, or none
+        moved = [pair for pair in pairs if statistics.mean(pair[1]) * statistics.mean(pair[2]) < 0]
+        several = [pair for pair in moved if len(pair[1]) > 1]
+        sure = [name for name, one, other in several if _one_sign(one) and _one_sign(other)]
         told = f"{len(sure)} of {len(several)}" if several else ""
         told += f": {'; '.join(sure)}" if sure else ""
         rows.append([norm, listed, f"{rho:.2f}", str(len(pairs)), str(len(moved)), told])
