@@ -16,7 +16,10 @@ from cilnorm.registry import Registry
 __all__ = ["be_deterministic", "describe", "differences"]
 
 PACKAGES = ("cilnorm", "torch", "torchvision", "timm", "numpy", "pluggy", "triton")
-VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "MKL_CBWR", "CUBLAS_WORKSPACE_CONFIG", "NVIDIA_TF32_OVERRIDE")
+VARIABLES = (
+    *("OMP_NUM_THREADS", "MKL_NUM_THREADS", "MKL_CBWR", "CUBLAS_WORKSPACE_CONFIG", "NVIDIA_TF32_OVERRIDE"),
+    *("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS"),  # instructions not to be used
+)
 
 
 def be_deterministic() -> None:
