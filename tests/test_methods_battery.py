@@ -198,7 +198,12 @@ LONGER = {
     "schedule": {"epochs": 10, "lr": 0.05, "momentum": 0.9, "milestones": [7]},
 }
 # DER's second phase starts a classifier anew, which takes some steps; iCaRL is tested by nearest means in every preset.
-SUITED = {"der": {"balanced_epochs": 1.0}, "icarl": {"classifier": "nme"}}
+# The β of FOSTER's authors are for 20 exemplars a class and more, their temperature for more steps: one class of two may end at 0 %.
+SUITED = {
+    "der": {"balanced_epochs": 1.0},
+    "foster": {"temperature": 1.0, "boosting_beta": 0.9, "compression_beta": 0.5},
+    "icarl": {"classifier": "nme"},
+}
 
 
 def newest(registry: Registry, folder: Path, method: str, **asked: Any) -> list[float]:
