@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from benchmarks import peers
@@ -38,18 +38,26 @@ def _seeds(runs: Sequence[RunResult]) -> str:
 def tests(groups: Groups) -> list[list[str]]:
     """Each kind of run against the same method's batch norm, where enough seeds are in both; in points."""
     rows = [["run", "against", "metric", "difference", "95 % interval", "p", "of the pairs"]]
+    for label, base, found in _against_bn(groups):
+        for each in found:
+            if each.metric in TABULATED and each.p is not None:
+                row = [label, base, each.metric, f"{each.difference:+.2f}", _interval(each), _chance(each.p)]
+                rows.append([*row, f"{_higher(each)} of {len(each.seeds)} higher"])
+    return rows
+
+
+def _against_bn(groups: Groups) -> Iterator[tuple[str, str, list[Comparison]]]:
+    """Each kind of run, the same method's with batch norm, and every metric of the seeds that both have, if they do."""
     for label, runs in groups.items():
         base = f"{runs[0].spec['method']} x bn"
         common = {run.seed for run in runs} & {run.seed for run in groups.get(base, ())}
-        if label == base or len(common) < FEW:
-            continue
-        pairs = [[run for run in group if run.seed in common] for group in (groups[base], runs)]
-        for found in compare(*pairs):
-            if found.metric in TABULATED and found.p is not None:
-                p = f"{found.p:.3f}" if found.p >= 0.001 else "< 0.001"
-                row = [label, base, found.metric, f"{found.difference:+.2f}", _interval(found), p]
-                rows.append([*row, f"{_higher(found)} of {len(common)} higher"])
-    return rows
+        if label != base and len(common) >= FEW:
+            pairs = [[run for run in group if run.seed in common] for group in (groups[base], runs)]
+            yield label, base, compare(*pairs)
+
+
+def _chance(p: float) -> str:
+    return f"{p:.3f}" if p >= 0.001 else "< 0.001"
 
 
 def _interval(found: Comparison) -> str:
@@ -60,6 +68,26 @@ def _interval(found: Comparison) -> str:
 
 def _higher(found: Comparison) -> int:
     return sum(b > a for a, b in zip(found.one, found.other, strict=True))
+
+
+def gains(groups: Groups) -> list[list[str]]:
+    """A_f and F less those of the same method's batch norm, where enough seeds are in both; in points.
+
+    ``q`` stands beside each in the place of p, for many are tested at once: of the differences whose q is below 0.05,
+    one in twenty is expected to be chance (Benjamini and Hochberg 1995, over the rows of a column).
+    """
+    from scipy import stats
+
+    rows = [["run", "seeds"]]
+    found = {label: {each.metric: each for each in all_metrics} for label, _, all_metrics in _against_bn(groups)}
+    told = {label: [label, str(len(of["A_f"].seeds))] for label, of in found.items()}
+    for metric in ("A_f", "F"):
+        rows[0] += [f"{metric} less BN's", "of the pairs", "q"]
+        q = stats.false_discovery_control([1.0 if of[metric].p is None else of[metric].p for of in found.values()])
+        for (label, of), value in zip(found.items(), q, strict=True):
+            higher = f"{_higher(of[metric])} of {len(of[metric].seeds)} higher"
+            told[label] += [peers.apart(of[metric]), higher, _chance(value)]
+    return [*rows, *told.values()]
 
 
 def mistaken(groups: Groups) -> list[list[str]]:
@@ -250,6 +278,7 @@ def _one_sign(values: Sequence[float]) -> bool:
 MAKERS: dict[str, Callable[[Groups], list[list[str]]]] = {
     "runs": table,
     "tests": tests,
+    "gains": gains,
     "mistaken": mistaken,
     "probes": probes,
     "published": beside_published,

@@ -60,6 +60,25 @@ def test_few_seeds_carry_no_test() -> None:
     assert result_tables.tests({label: runs[:4] for label, runs in groups.items()}) == result_tables.tests({})
 
 
+def test_gains_are_those_of_the_tests_with_chance_counted_over_all_of_them() -> None:
+    groups = results.read_group("cifar100-h200")
+    tests = {(row[0], row[2]): row for row in result_tables.tests(groups)[1:]}
+    title, *rows = result_tables.gains(groups)
+    assert title == ["run", "seeds", "A_f less BN's", "of the pairs", "q", "F less BN's", "of the pairs", "q"]
+    assert [row[0] for row in rows] == ["ft x cn", "ft x tbbn (splits exact)", "ft x tbbn"]
+    for label, seeds, *told in rows:
+        for metric, (apart, pairs, q) in zip(("A_f", "F"), (told[:3], told[3:]), strict=True):
+            _, _, _, difference, interval, p, higher = tests[label, metric]
+            assert (seeds, apart, pairs) == ("5", f"{difference} ({interval})", higher)
+            assert float(q.strip("< ")) >= float(p.strip("< "))
+    # Of three, the largest p stays as it is; the one between counts three halves, or the largest if that is less.
+    p = [float(tests[row[0], "A_f"][5]) for row in (rows[0], rows[2])]
+    assert float(rows[0][4]) == p[0]
+    assert float(rows[2][4]) == pytest.approx(p[1] * 3 / 2, abs=0.001)
+    few = {label: runs[:4] for label, runs in groups.items()}
+    assert result_tables.gains(few) == [title]
+
+
 def test_where_old_images_go() -> None:
     groups = results.read_group("cifar100-h200")
     run = replace(groups["ft x bn"][0], confusion=[[], [[6, 3, 1], [1, 4, 5], [0, 2, 8]]])
