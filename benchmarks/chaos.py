@@ -48,7 +48,7 @@ CASES = (
 )  # fmt: skip
 TASKS = 10
 PATIENCE = 300.0  # seconds in which the processes of a run must end, killed or not
-MISSED = timedelta(seconds=30)  # after which one that was killed before all had met is missed; else it is ten minutes
+MISSED = timedelta(seconds=15)  # after which one that was killed before all had met is missed; else it is ten minutes
 REGISTRY = registries.load(extra=[fake])
 
 

@@ -260,7 +260,7 @@ def test_twenty_kills_of_real_processes_change_nothing(tmp_path: Path) -> None:
 @pytest.mark.timeout(300)
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that are forked")
 def test_no_number_is_lost_when_one_of_two_processes_is_killed_at_random_instants(tmp_path: Path) -> None:
-    """Where one is killed before both have met, the other misses it after half a minute."""
+    """Where one is killed before both have met, the other misses it after a quarter of a minute."""
     tally = chaos(3, tmp_path, cases=(("lucir", "tbbn"),), ranks=2, tasks=2)
     assert tally.kills == 3
     assert tally.finished >= 1
