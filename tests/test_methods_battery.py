@@ -198,7 +198,7 @@ LONGER = {
     "schedule": {"epochs": 10, "lr": 0.05, "momentum": 0.9, "milestones": [7]},
 }
 # DER's second phase starts a classifier anew, which takes some steps; iCaRL is tested by nearest means in every preset.
-# The β of FOSTER's authors are for 20 exemplars a class and more, their temperature for more steps: one class of two may end at 0 %.
+# FOSTER's β and temperature are for more exemplars and steps: with the authors' a task of two classes may end at 0 %.
 SUITED = {
     "der": {"balanced_epochs": 1.0},
     "foster": {"temperature": 1.0, "boosting_beta": 0.9, "compression_beta": 0.5},
