@@ -74,7 +74,7 @@ def gains(groups: Groups) -> list[list[str]]:
     """A_f and F less those of the same method's batch norm, where enough seeds are in both; in points.
 
     ``q`` stands beside each in the place of p, for many are tested at once: of the differences whose q is below 0.05,
-    one in twenty is expected to be chance (Benjamini and Hochberg 1995, over the rows of a column).
+    at most one in twenty is expected to be chance (Benjamini and Hochberg 1995, over the rows of a column).
     """
     from scipy import stats
 
