@@ -1,7 +1,7 @@
 """What of task-balanced batch norm does what: two norms between it and batch norm, trained as any other.
 
     python -m benchmarks.balance ghost --seed 0 --out RUN
-    python -m benchmarks.balance weighted --seed 0 --out RUN
+    python -m benchmarks.balance weighted --method lucir --seed 0 --out RUN
 
 ``ghost``: batch norm whose statistics come from a part of the batch's rows, as many as the weights of ``splits=exact``
 amount to (1 / Σ w²: 20 of 64 for ten tasks), three current ones to a past one. Few rows, no balance.
@@ -81,6 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("norm", choices=list(NORMS))
     parser.add_argument("--preset", default="quick")
+    parser.add_argument("--method", default="ft")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--data-root", type=Path)

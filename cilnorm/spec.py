@@ -21,7 +21,7 @@ from cilnorm.method import Method, Schedule
 from cilnorm.registry import Registry, Shelf, UnknownName
 from cilnorm.running import Statistics
 from cilnorm.settings.alternatives import scaled_milestones, without_others
-from cilnorm.settings.class_order import check_order, given_order
+from cilnorm.settings.class_order import check_order, check_seed, given_order
 from cilnorm.settings.options import Space, settable
 from cilnorm.settings.registry_file import Options, Settings, check_known, names_with_values, read_settings
 from cilnorm.settings.spec_key import fingerprint, renamed
@@ -124,6 +124,7 @@ class Spec:
         self._check_memory()
         if self.train_per_class is not None and self.train_per_class < 1:
             raise SpecError(f"train_per_class must be at least 1, not {self.train_per_class}")
+        check_seed(self.seed, "seed")
         check_order(self.class_order)
 
     def _check_tasks(self) -> None:

@@ -116,6 +116,7 @@ def test_values_of_ones_own(asked: dict[str, Any], found: Callable[[Spec], bool]
         ({"memory": 0, "classifier": "nme"}, "classifier: nme needs exemplars, and memory is 0"),
         ({"memory_per_class": 0, "classifier": "nme"}, "classifier: nme needs exemplars, and memory is 0"),
         ({"train_per_class": 0}, "train_per_class must be at least 1, not 0"),
+        ({"seed": -1}, r"^seed: a seed must be in \[0, 2\*\*32\), as NumPy wants it, not -1"),
         ({"class_order": -1}, "class_order: a seed must be in"),
         ({"class_order_seed": 2**32}, "class_order: a seed must be in"),
         ({"class_order": "3,1,3"}, "class_order: the label 3 stands there twice"),

@@ -71,12 +71,16 @@ def _labels(text: str, where: str) -> list[int]:
     return [int(word) for word in words]
 
 
+def check_seed(seed: int, name: str) -> None:
+    """Raises SpecError, which gives ``name``, if no order of classes can be drawn with this seed."""
+    if not 0 <= seed < SEEDS:
+        raise SpecError(f"{name}: a seed must be in [0, 2**32), as NumPy wants it, not {str(seed)[:40]}")
+
+
 def check_order(order: int | tuple[int, ...] | None) -> None:
     """Raises SpecError if this can be the order of no data set's classes."""
     if isinstance(order, int):
-        if not 0 <= order < SEEDS:
-            text = str(order)[:40]
-            raise SpecError(f"class_order: a seed must be in [0, 2**32), as NumPy wants it, not {text}")
+        check_seed(order, "class_order")
         return
     if order is not None and not order:
         raise SpecError("class_order: a list of no labels")

@@ -29,7 +29,7 @@ from cilnorm.storage.accuracy_files import ACCURACY, CONFUSION, accuracy_csv, co
 from cilnorm.storage.checkpoint import RunState
 from cilnorm.storage.environment import describe, differences
 from cilnorm.storage.own_files import FOLDERS, LOCK, LOG, MARK, FolderError, survey
-from cilnorm.storage.resumed_files import ENVIRONMENT, kept_log, read_environment
+from cilnorm.storage.resumed_files import ENVIRONMENT, SUMMARY, is_finished, kept_log, read_environment
 from cilnorm.values import SpecError, mappings, parsed
 
 __all__ = ["LOCK", "MARK", "FolderError", "RunFolder", "default_folder", "folder_of_seeds"]
@@ -145,8 +145,12 @@ class RunFolder:
             rows: of the accuracy matrix.
 
         Raises:
-            FolderError: what will be added to can't be read, or the folder can't be written; nothing is changed then.
+            FolderError: the run is finished and its checkpoints are gone, what will be added to can't be read, or the
+                folder can't be written; nothing is changed then.
         """
+        if not rows and is_finished(self.path):
+            again = f"`cilnorm run --spec {self.path / MARK}` trains it again in a folder of its own"
+            raise FolderError(f"{self.path} is finished, and its checkpoints are gone; its results stay; {again}")
         try:
             log = kept_log(self.path, logged)
             read_confusion(self.path)
@@ -281,7 +285,7 @@ class RunFolder:
             summary |= {kind: value for kind, value in others[-1].items() if kind.startswith("ece_")}
         if len(set(self.sizes)) > 1:
             summary["sizes"] = list(self.sizes)
-        self._write("summary.json", json.dumps(summary, indent=2) + "\n")
+        self._write(SUMMARY, json.dumps(summary, indent=2) + "\n")
         return summary
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +201,18 @@ def test_a_damaged_newest_checkpoint(short: tuple[Spec, dict[str, Any]], registr
 
 
 # Going on, or starting
+
+
+def test_results_outlive_their_checkpoints(tiny: Tiny, registry: Registry, tmp_path: Path) -> None:
+    spec = tiny(tasks=1, epochs=1)
+    run(spec, tmp_path, registry=registry, **CPU)
+    shutil.rmtree(tmp_path / "checkpoints")
+    files = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file() and path.name != "lock"}
+    for again in (resume, partial(run, spec, go_on=True)):
+        with pytest.raises(FolderError, match="is finished, and its checkpoints are gone"):
+            again(tmp_path, registry=registry, **CPU)
+    assert {path: path.read_bytes() for path in files} == files
+    assert run(spec, tmp_path, registry=registry, overwrite=True, **CPU).matrix
 
 
 def test_run_goes_on_with_the_same_spec_alone(tiny: Tiny, registry: Registry, tmp_path: Path) -> None:
