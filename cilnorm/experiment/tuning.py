@@ -10,7 +10,6 @@ the option open until all of them are finished; then it is written anew, with th
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from pathlib import Path
 
 from cilnorm.registry import Registry
 from cilnorm.spec import Spec, SpecError
+from cilnorm.storage.run_folder import read_summary
 
 __all__ = [
     "Trial",
@@ -88,10 +88,10 @@ def trial_folder(folder: Path, trial: Spec, registry: Registry) -> Path:
 
 def finished_accuracy(folder: Path) -> float | None:
     """A_f in percent of a trial that is finished; None of any other, and where there is none."""
+    summary = read_summary(folder)
     try:
-        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
         return float(summary["A_f"]) if summary["state"] == "finished" else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         return None
 
 

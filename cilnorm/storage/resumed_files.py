@@ -8,31 +8,21 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 from cilnorm.files import read_plain, read_text
 from cilnorm.storage.own_files import LOG, FolderError
 
-__all__ = ["ENVIRONMENT", "SUMMARY", "is_finished", "kept_log", "read_checked", "read_environment"]
+__all__ = ["ENVIRONMENT", "kept_log", "read_checked", "read_environment"]
 
 ENVIRONMENT = "environment.json"
-SUMMARY = "summary.json"
 T = TypeVar("T")
 
 
 def read_environment(folder: Path) -> dict[str, Any]:
     """environment.json; empty where there is none."""
     return read_checked(folder / ENVIRONMENT, _environment, {}, "what the run ran on so far")
-
-
-def is_finished(folder: Path) -> bool:
-    """Whether summary.json says so."""
-    with suppress(OSError, ValueError, RecursionError):
-        summary = json.loads(read_text(folder / SUMMARY))
-        return isinstance(summary, dict) and summary.get("state") == "finished"
-    return False
 
 
 def kept_log(folder: Path, logged: int) -> bytes | None:

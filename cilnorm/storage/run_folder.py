@@ -29,10 +29,12 @@ from cilnorm.storage.accuracy_files import ACCURACY, CONFUSION, accuracy_csv, co
 from cilnorm.storage.checkpoint import RunState
 from cilnorm.storage.environment import describe, differences
 from cilnorm.storage.own_files import FOLDERS, LOCK, LOG, MARK, FolderError, survey
-from cilnorm.storage.resumed_files import ENVIRONMENT, SUMMARY, is_finished, kept_log, read_environment
+from cilnorm.storage.resumed_files import ENVIRONMENT, kept_log, read_environment
 from cilnorm.values import SpecError, mappings, parsed
 
-__all__ = ["LOCK", "MARK", "FolderError", "RunFolder", "default_folder", "folder_of_seeds"]
+__all__ = ["LOCK", "MARK", "FolderError", "RunFolder", "default_folder", "folder_of_seeds", "read_summary"]
+
+SUMMARY = "summary.json"
 
 
 class RunFolder:
@@ -148,7 +150,7 @@ class RunFolder:
             FolderError: the run is finished and its checkpoints are gone, what will be added to can't be read, or the
                 folder can't be written; nothing is changed then.
         """
-        if not rows and is_finished(self.path):
+        if not rows and read_summary(self.path).get("state") == "finished":
             again = f"`cilnorm run --spec {self.path / MARK}` trains it again in a folder of its own"
             raise FolderError(f"{self.path} is finished, and its checkpoints are gone; its results stay; {again}")
         try:
@@ -287,6 +289,15 @@ class RunFolder:
             summary["sizes"] = list(self.sizes)
         self._write(SUMMARY, json.dumps(summary, indent=2) + "\n")
         return summary
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """What ``write_summary`` wrote last in a run's folder; empty where there is none that can be read."""
+    try:
+        content = json.loads(read_text(folder / SUMMARY))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def default_folder(spec: Spec) -> Path:

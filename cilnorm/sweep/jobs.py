@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from cilnorm.files import open_plain, read_text, write_atomically
+from cilnorm.files import open_plain, write_atomically
 from cilnorm.registry import Registry
 from cilnorm.spec import Spec, read_spec, to_yaml
 from cilnorm.storage.interruptions import STOPPING
 from cilnorm.storage.lock import BUSY, busy
-from cilnorm.storage.run_folder import MARK, FolderError
+from cilnorm.storage.run_folder import MARK, FolderError, read_summary
 from cilnorm.sweep.expected_work import ExpectedWork
 
 __all__ = ["Job", "JobState", "progress", "still_to_do"]
@@ -79,11 +79,7 @@ class Job:
     @property
     def summary(self) -> dict[str, Any]:
         """summary.json, empty where there is none."""
-        try:
-            content = json.loads(read_text(self.folder / "summary.json"))
-        except (OSError, ValueError):
-            return {}
-        return content if isinstance(content, dict) else {}
+        return read_summary(self.folder)
 
     @property
     def reason(self) -> str:
