@@ -71,23 +71,31 @@ def _higher(found: Comparison) -> int:
 
 
 def gains(groups: Groups) -> list[list[str]]:
-    """A_f and F less those of the same method's batch norm, where enough seeds are in both; in points.
+    """A_f and F less those of the same method's batch norm, where enough seeds are in both; in points."""
+    found = {label: {each.metric: each for each in all_metrics} for label, _, all_metrics in _against_bn(groups)}
+    return _tested_at_once(found, ("A_f", "F"))
+
+
+def _tested_at_once(found: Mapping[str, Mapping[str, Comparison]], measures: Sequence[str]) -> list[list[str]]:
+    """A row of differences to batch norm a kind of run.
 
     ``q`` stands beside each in the place of p, for many are tested at once: of the differences whose q is below 0.05,
     at most one in twenty is expected to be chance (Benjamini and Hochberg 1995, over the rows of a column).
     """
     from scipy import stats
 
-    rows = [["run", "seeds"]]
-    found = {label: {each.metric: each for each in all_metrics} for label, _, all_metrics in _against_bn(groups)}
-    told = {label: [label, str(len(of["A_f"].seeds))] for label, of in found.items()}
-    for metric in ("A_f", "F"):
-        rows[0] += [f"{metric} less BN's", "of the pairs", "q"]
-        q = stats.false_discovery_control([1.0 if of[metric].p is None else of[metric].p for of in found.values()])
+    titles = ["run", "seeds"]
+    told = {label: [label, str(len(of[measures[0]].seeds))] for label, of in found.items()}
+    for measure in measures:
+        titles += [f"{measure} less BN's", "of the pairs", "q"]
+        q = stats.false_discovery_control([1.0 if of[measure].p is None else of[measure].p for of in found.values()])
         for (label, of), value in zip(found.items(), q, strict=True):
-            higher = f"{_higher(of[metric])} of {len(of[metric].seeds)} higher"
-            told[label] += [peers.apart(of[metric]), higher, _chance(value)]
-    return [*rows, *told.values()]
+            higher = f"{_higher(of[measure])} of {len(of[measure].seeds)} higher"
+            told[label] += [peers.apart(of[measure]), higher, _chance(value)]
+    return [titles, *told.values()]
+
+
+MISTAKEN = ("old taken for the newest", "right task of the others", "newest kept")
 
 
 def mistaken(groups: Groups) -> list[list[str]]:
@@ -96,21 +104,33 @@ def mistaken(groups: Groups) -> list[list[str]]:
     ``right task`` counts, of the old images that are not taken for the newest task, those that are taken for their own;
     ``newest kept`` the images of the newest task that are taken for it. Paired against the same method's batch norm.
     """
-    measures = ("old taken for the newest", "right task of the others", "newest kept")
-    rows = [["run", *(title for name in measures for title in (name, "less BN's"))]]
+    rows = [["run", *(title for name in MISTAKEN for title in (name, "less BN's"))]]
+    against = _mistaken_against_bn(groups)
     for label, runs in groups.items():
-        base = {run.seed: _shares(run) for run in groups.get(f"{runs[0].spec['method']} x bn", ())}
-        found = {run.seed: _shares(run) for run in runs}
-        seeds, told = tuple(sorted(base.keys() & found.keys())), [""] * len(measures)
-        if len(seeds) >= FEW and base != found:
-            pairs = [
-                tested(name, *(tuple(side[seed][at] for seed in seeds) for side in (base, found)), seeds, paired=True)
-                for at, name in enumerate(measures)
-            ]
-            told = [peers.apart(pair) for pair in pairs]
-        means = [mean_text(values) for values in zip(*found.values(), strict=True)]
+        told = [peers.apart(pair) for pair in against[label].values()] if label in against else [""] * len(MISTAKEN)
+        means = [mean_text(values) for values in zip(*map(_shares, runs), strict=True)]
         rows.append([label, *(cell for cells in zip(means, told, strict=True) for cell in cells)])
     return rows
+
+
+def shifts(groups: Groups) -> list[list[str]]:
+    """The first two measures of ``mistaken`` less those of the same method's batch norm, with ``q`` as in ``gains``."""
+    return _tested_at_once(_mistaken_against_bn(groups), MISTAKEN[:2])
+
+
+def _mistaken_against_bn(groups: Groups) -> dict[str, dict[str, Comparison]]:
+    """The measures of ``mistaken`` of each kind of run beside those of the same method's batch norm, by their names."""
+    found = {}
+    for label, runs in groups.items():
+        with_bn = groups.get(f"{runs[0].spec['method']} x bn", ())
+        base, here = ({run.seed: _shares(run) for run in side} for side in (with_bn, runs))
+        seeds = tuple(sorted(base.keys() & here.keys()))
+        if len(seeds) >= FEW and base != here:
+            found[label] = {
+                name: tested(name, *(tuple(side[seed][at] for seed in seeds) for side in (base, here)), seeds, True)
+                for at, name in enumerate(MISTAKEN)
+            }
+    return found
 
 
 def _shares(run: RunResult) -> tuple[float, float, float]:
@@ -280,6 +300,7 @@ MAKERS: dict[str, Callable[[Groups], list[list[str]]]] = {
     "tests": tests,
     "gains": gains,
     "mistaken": mistaken,
+    "shifts": shifts,
     "probes": probes,
     "published": beside_published,
     "grid": grid,

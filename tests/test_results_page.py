@@ -87,7 +87,13 @@ def test_where_old_images_go() -> None:
     _, bn, cn, *_ = result_tables.mistaken(groups)
     assert bn[2::2] == ["", "", ""]
     assert cn[2].startswith("+2.82 (")
-    assert result_tables.mistaken({label: runs[:4] for label, runs in groups.items()})[2][2::2] == ["", "", ""]
+    few = {label: runs[:4] for label, runs in groups.items()}
+    assert result_tables.mistaken(few)[2][2::2] == ["", "", ""]
+    title, *rows = result_tables.shifts(groups)
+    assert title[2::3] == ["old taken for the newest less BN's", "right task of the others less BN's"]
+    assert rows[0][:3] == ["ft x cn", "5", cn[2]]
+    assert rows[0][5] == cn[4]
+    assert result_tables.shifts(few) == [title]
 
 
 def test_orders_of_two_groups_are_compared() -> None:
