@@ -1,4 +1,4 @@
-"""What of task-balanced batch norm does what: two norms between it and batch norm, trained as any other.
+"""What of task-balanced batch norm does what: norms between it and batch norm, trained as any other.
 
     python -m benchmarks.balance ghost --seed 0 --out RUN
     python -m benchmarks.balance weighted --method lucir --seed 0 --out RUN
@@ -8,6 +8,9 @@ amount to (1 / Σ w²: 20 of 64 for ten tasks), three current ones to a past one
 
 ``weighted``: the weights that the released splits give to current and past rows, in the moments of all rows together.
 Balance as in TBBN, no splits.
+
+``split``: the released splits, and in each the mixture of the whole batch: a current row weighs as much more as a split
+has fewer of them. Splits as in TBBN, no balance.
 """
 
 from __future__ import annotations
@@ -66,7 +69,15 @@ class Weighted(TaskBalancedBatchNorm2d):
         return replace(plan, splits=1, weight=1 / plan.splits)
 
 
-NORMS = {"ghost": Ghost, "weighted": Weighted}
+class Split(TaskBalancedBatchNorm2d):
+    """The splits of TBBN, whose statistics are of the mixture that batch norm sees."""
+
+    def _plan_of(self, composition: Composition) -> Plan:
+        plan = super()._plan_of(composition)
+        return replace(plan, weight=float(plan.splits))
+
+
+NORMS = {"ghost": Ghost, "weighted": Weighted, "split": Split}
 
 
 def run(norm: str, out: Path, *, device: str = "auto", data_root: Path | None = None, **asked: Any) -> Result:
