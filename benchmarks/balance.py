@@ -10,7 +10,7 @@ amount to (1 / Σ w²: 20 of 64 for ten tasks), three current ones to a past one
 Balance as in TBBN, no splits.
 
 ``split``: the released splits, and in each the mixture of the whole batch: a current row weighs as much more as a split
-has fewer of them. Splits as in TBBN, no balance.
+has fewer of them. Splits as in TBBN, no balance; ``--norm tbbn --set mixture=batch`` is the same.
 """
 
 from __future__ import annotations
@@ -70,11 +70,10 @@ class Weighted(TaskBalancedBatchNorm2d):
 
 
 class Split(TaskBalancedBatchNorm2d):
-    """The splits of TBBN, whose statistics are of the mixture that batch norm sees."""
+    """``tbbn`` with ``mixture="batch"``."""
 
-    def _plan_of(self, composition: Composition) -> Plan:
-        plan = super()._plan_of(composition)
-        return replace(plan, weight=float(plan.splits))
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, mixture="batch", **options)
 
 
 NORMS = {"ghost": Ghost, "weighted": Weighted, "split": Split}

@@ -40,18 +40,11 @@ def test_weighted_has_the_weights_of_the_released_splits(task: int, weight: floa
     torch.testing.assert_close(layer.running_mean, split.running_mean)  # the same weights, split or not
 
 
-@pytest.mark.parametrize(("task", "splits"), [(1, 2), (3, 8), (9, 16)])
-def test_split_has_the_mixture_of_the_batch_in_every_split(task: int, splits: int) -> None:
-    layer, plain, x = balance.Split(3), nn.BatchNorm2d(3), torch.randn(64, 3, 4, 4) * 2 + 1
-    layer.compose(Composition(48, 16, task))
-    # Batch norm of a split whose current rows are repeated until there are 48 of them is one of the same mixture.
-    parts = [torch.cat([x[part:48:splits].repeat(splits, 1, 1, 1), x[48:]]) for part in range(splits)]
-    out = [plain(part) for part in parts]
-    wanted = torch.empty_like(x)
-    for part, normalised in enumerate(out):
-        wanted[part:48:splits] = normalised[: 48 // splits]
-    wanted[48:] = torch.stack([normalised[48:] for normalised in out]).mean(0)
-    torch.testing.assert_close(layer(x), wanted, atol=1e-5, rtol=0)
+def test_split_is_an_option_of_tbbn() -> None:
+    layer, option, x = balance.Split(3), norm_factory("tbbn", mixture="batch")(3), torch.randn(64, 3, 4, 4)
+    for norm in (layer, option):
+        norm.compose(Composition(48, 16, 9))
+    assert torch.equal(layer(x), option(x))
 
 
 @pytest.mark.parametrize("norm", list(balance.NORMS))

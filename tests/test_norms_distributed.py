@@ -29,6 +29,7 @@ MIXED: list[tuple[dict[str, Any], tuple[int, int]]] = [
     ({}, (4, 2)),
     ({"splits": "divisor"}, (4, 3)),
     ({"splits": "exact", "affine_gradient": "balanced"}, (5, 2)),
+    ({"splits": "divisor", "mixture": "batch"}, (4, 3)),
 ]
 
 
@@ -39,10 +40,11 @@ def mixed_rows(rank: int, gaps: tuple[int, int]) -> tuple[Tensor, Tensor]:
 
 
 def cases() -> list[tuple[str, int, dict[str, Any]]]:
-    """Every norm with every composition, and the option that weighs rows instead of splitting them."""
+    """Every norm with every composition, and options that weigh rows."""
     told = range(len(COMPOSITIONS))
     plain = [(name, index, WELL_SCALED.get(name, {})) for name in NAMES for index in told]
-    return [*plain, ("tbbn", 0, {"splits": "exact"}), ("tbbn", 0, {"affine_gradient": "balanced"})]
+    options: list[dict[str, Any]] = [{"splits": "exact"}, {"affine_gradient": "balanced"}, {"mixture": "batch"}]
+    return [*plain, *(("tbbn", 0, each) for each in options)]
 
 
 def network(name: str, options: dict[str, Any]) -> nn.Module:

@@ -20,6 +20,10 @@ grow with r:
 
 with x̂ the normalised row (of a past one the mean over splits) and g the gradient of the output; dx stays as it is.
 
+With ``mixture="batch"`` there are splits without balance: a current row weighs r times as much in its split, so that
+the statistics of each are of the mixture B_c : B_p that batch normalisation sees, from fewer current rows. No paper
+has it.
+
 t counts tasks, whatever their size. After a first task of 50 classes and before one of 10, t = 1, so those 50 classes
 together weigh what the 10 new ones weigh. With ``unit="classes"`` t is old / new classes, 5 there, and every class
 weighs about the same; where all tasks are of one size the two are one.
@@ -47,6 +51,7 @@ from cilnorm_norms._task_balanced.rows import RowPlanner, normalise_rows, plan_r
 SplitRule = Literal["released", "divisor", "exact", "auto"]
 AffineGradient = Literal["released", "balanced"]
 Unit = Literal["tasks", "classes"]
+Mixture = Literal["balanced", "batch"]
 
 
 def past_units(task: int, classes: tuple[int, int] | None, unit: Unit) -> int | Fraction:
@@ -116,6 +121,7 @@ class RowRule:
 
     splits: SplitRule | int
     task: int | Fraction
+    mixture: Mixture = "balanced"
 
     def most(self, rows: int) -> int:
         """A bound on the splits of any batch of so many rows."""
@@ -123,15 +129,19 @@ class RowRule:
             return self.splits
         return {"exact": 1, "divisor": max(rows - 1, 1)}.get(self.splits, max(rows // 2, 1))
 
-    def __call__(self, current: int, past: int) -> tuple[int, bool]:
-        """The splits of a batch, and whether its current rows weigh 1 / r instead of being split."""
+    def __call__(self, current: int, past: int) -> tuple[int, float]:
+        """The splits of a batch, and what a past row weighs in the statistics of one where a current row weighs 1."""
         if isinstance(self.splits, int):  # whether it divides the current rows is looked at where they are known
-            return (self.splits if current and past and self.task else 1), False
-        if not self.task:
-            return 1, False
-        composition = Composition(current, past, 1)
-        splits = feasible_splits(composition, self.splits, self.task)
-        return splits, weighs_rows(composition, self.splits, self.task)
+            splits, exact = (self.splits if current and past and self.task else 1), False
+        elif not self.task:
+            splits, exact = 1, False
+        else:
+            composition = Composition(current, past, 1)
+            splits = feasible_splits(composition, self.splits, self.task)
+            exact = weighs_rows(composition, self.splits, self.task)
+        if self.mixture == "batch":
+            return splits, 1 / splits
+        return splits, float(self.task * current / past) if exact else 1.0
 
 
 class TaskBalancedBatchNorm2d(BatchNormBase, CompositionAware, RowsAware):
@@ -153,10 +163,13 @@ class TaskBalancedBatchNorm2d(BatchNormBase, CompositionAware, RowsAware):
             weighs r times a current one, all rows 1 in the mean; r is the number of splits, with ``exact`` the r above.
         unit (t): what weighs the same as what: ``tasks``: each past task as the current one, however many classes they
             have; ``classes``: each old class as each new one. The same where all tasks are of one size.
+        mixture: of what rows the statistics of a split are: ``balanced``: the current rows of the split, and all past
+            ones; ``batch``: in these, a current row weighs r times as much, so that current and past rows weigh what
+            they weigh in batch normalisation; not with ``exact`` and ``auto``.
 
     Raises:
-        ValueError: another option than these, an input that isn't (N, C, H, W), a batch of another size than the
-            composition's.
+        ValueError: another option than these, options that exclude each other, an input that isn't (N, C, H, W), a
+            batch of another size than the composition's.
         RuntimeError: training without a composition.
     """
 
@@ -173,6 +186,7 @@ class TaskBalancedBatchNorm2d(BatchNormBase, CompositionAware, RowsAware):
         splits: SplitRule | int = "released",
         affine_gradient: AffineGradient = "released",
         unit: Unit = "tasks",
+        mixture: Mixture = "balanced",
     ) -> None:
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype)
         if splits not in get_args(SplitRule) and not (isinstance(splits, int) and splits > 0):
@@ -181,8 +195,14 @@ class TaskBalancedBatchNorm2d(BatchNormBase, CompositionAware, RowsAware):
             raise ValueError(f"affine_gradient can't be {affine_gradient!r}; it is one of {get_args(AffineGradient)}")
         if unit not in get_args(Unit):
             raise ValueError(f"unit can't be {unit!r}; it is one of {get_args(Unit)}")
+        if mixture not in get_args(Mixture):
+            raise ValueError(f"mixture can't be {mixture!r}; it is one of {get_args(Mixture)}")
+        if mixture == "batch" and splits in ("exact", "auto"):
+            raise ValueError(
+                f"mixture='batch' goes with splits, and splits={splits!r} weighs rows instead of splitting"
+            )
         self.splits: SplitRule | int = splits
-        self.affine_gradient, self.unit = affine_gradient, unit
+        self.affine_gradient, self.unit, self.mixture = affine_gradient, unit, mixture
         self.plan: Plan | None = None
 
     def compose(self, composition: Composition) -> None:
@@ -204,7 +224,7 @@ class TaskBalancedBatchNorm2d(BatchNormBase, CompositionAware, RowsAware):
         units = past_units(composition.task, composition.classes, self.unit)
         splits = feasible_splits(everywhere, self.splits, units)
         exact, ratio = weighs_rows(everywhere, self.splits, units), float(units * current / past)
-        weight = 1 / ratio if exact else 1.0
+        weight = 1 / ratio if exact else float(splits) if self.mixture == "batch" else 1.0
         if splits == 1 and weight == 1:
             return Plan(rows, rows)
         if self.affine_gradient == "released":
@@ -225,10 +245,11 @@ class TaskBalancedBatchNorm2d(BatchNormBase, CompositionAware, RowsAware):
         everywhere = Composition(size * current, size * past, composition.task)
         if ratio < 2 or feasible_splits(everywhere, self.splits, units) > 1:
             return None
+        fits = "" if self.mixture == "batch" else "splits='exact', which fits any numbers of rows, or "
         return (
             f"splits={self.splits!r} finds no way to split {size * current} current rows beside {size * past} past "
-            f"ones, though r is {ratio:.3g}, so this is plain batch normalisation; take splits='exact', which fits "
-            "any numbers of rows, or numbers with a common divisor"
+            f"ones, though r is {ratio:.3g}, so this is plain batch normalisation; take {fits}numbers with a common "
+            "divisor"
         )
 
     def reduce(self, rows: Rows) -> tuple[Plan | None, RowPlanner]:
@@ -239,7 +260,7 @@ class TaskBalancedBatchNorm2d(BatchNormBase, CompositionAware, RowsAware):
         """
         self.plan = None
         ranks = self.ranks() if self.synchronised else None
-        key = "tbbn", self.splits, self.affine_gradient, self.unit, ranks and id(ranks.group)
+        key = "tbbn", self.splits, self.affine_gradient, self.unit, self.mixture, ranks and id(ranks.group)
         return rows.once(key, lambda: self._reduced(rows, ranks))
 
     def _reduced(self, rows: Rows, ranks: Ranks | None) -> tuple[Plan | None, RowPlanner]:
@@ -250,7 +271,7 @@ class TaskBalancedBatchNorm2d(BatchNormBase, CompositionAware, RowsAware):
             count = int(past.sum())  # the one rule that has to wait for the device
             feasible_splits(Composition(len(past) - count, count, rows.task), self.splits)
         in_order = self._plan_of(rows.composition) if rows.composition and not ranks else None
-        rule = RowRule(self.splits, past_units(rows.task, rows.classes, self.unit))
+        rule = RowRule(self.splits, past_units(rows.task, rows.classes, self.unit), self.mixture)
         return in_order, plan_rows(past, rule, self.affine_gradient == "balanced")
 
     def forget(self) -> None:
@@ -287,7 +308,7 @@ class TaskBalancedBatchNorm2d(BatchNormBase, CompositionAware, RowsAware):
         return self.plan
 
     def extra_repr(self) -> str:
-        own = f"splits={self.splits}, affine_gradient={self.affine_gradient}, unit={self.unit}"
+        own = f"splits={self.splits}, affine_gradient={self.affine_gradient}, unit={self.unit}, mixture={self.mixture}"
         return f"{super().extra_repr()}, {own}"
 
 

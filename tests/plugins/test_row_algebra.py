@@ -21,11 +21,15 @@ def drawn(*shape: int) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("splits", "balanced", "affine"), itertools.product(["released", "exact"], [True, False], [True, False])
+    ("rule", "balanced", "affine"),
+    itertools.product(
+        [RowRule("released", 5), RowRule("exact", 5), RowRule("released", 5, "batch")], [True, False], [True, False]
+    ),
+    ids=str,
 )
-def test_its_gradient_is_that_of_autograd(splits: str, balanced: bool, affine: bool) -> None:
+def test_its_gradient_is_that_of_autograd(rule: RowRule, balanced: bool, affine: bool) -> None:
     torch.manual_seed(0)
-    algebra = RowAlgebra(plan_rows(PAST, RowRule(splits, 5), balanced).plan(torch.double), 1e-5)  # type: ignore[arg-type]
+    algebra = RowAlgebra(plan_rows(PAST, rule, balanced).plan(torch.double), 1e-5)
     moments = [100 + drawn(ROWS, CHANNELS), drawn(ROWS, CHANNELS).square()]
     parameters = [drawn(CHANNELS), drawn(CHANNELS)] if affine else []
     inputs = [value.requires_grad_() for value in (*moments, *parameters)]

@@ -76,6 +76,7 @@ PLANS = [
     Plan(9, 7, 7),
     Plan(10, 7, 1, weight=0.3),
     Plan(12, 2, 1, weight=2.5, past_gain=0.4),
+    Plan(16, 12, 4, weight=4.0),
 ]
 SHAPES = [(1, 1, 1), (17, 1, 5), (130, 1, 2), (1, 40, 30)]
 CASES = [

@@ -13,7 +13,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from fractions import Fraction
 from typing import Protocol
 
 import torch
@@ -26,15 +25,11 @@ from cilnorm_norms._row_moments import normalise
 class Rule(Protocol):
     """How batches are split; equal rules are equal and hash alike, since tables of them are kept."""
 
-    @property
-    def task(self) -> int | Fraction:
-        """Tasks learned before, or as many units."""
-
     def most(self, rows: int) -> int:
         """A bound on the splits of any batch of so many rows."""
 
-    def __call__(self, current: int, past: int) -> tuple[int, bool]:
-        """The splits of a batch, and whether its current rows weigh 1 / r instead of being split."""
+    def __call__(self, current: int, past: int) -> tuple[int, float]:
+        """The splits of a batch, and what a past row weighs in the statistics of one where a current row weighs 1."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,9 +60,9 @@ class RowPlanner:
         past: (N,) bool, of the rows of all processes.
         most: a bound on the splits of any batch of so many rows.
         balanced: whether a past row weighs more than a current one in the gradients of γ and β: as many times as there
-            are splits, or where rows weigh in the statistics as much as there.
-        splits, weighs, ratios: (N + 1,), what the rule says of 0, 1, ... past rows, and r; compiled code reads them
-            rather than the number of tasks, which would compile it anew for every task.
+            are splits, or where there is one, as in the statistics.
+        splits, past_weights: (N + 1,), what the rule says of 0, 1, ... past rows; compiled code reads them rather than
+            the number of tasks, which would compile it anew for every task.
         plans: those that were made, by type.
     """
 
@@ -75,8 +70,7 @@ class RowPlanner:
     most: int
     balanced: bool
     splits: Tensor
-    weighs: Tensor
-    ratios: Tensor
+    past_weights: Tensor
     plans: dict[torch.dtype, RowPlan] = field(default_factory=dict, repr=False)
 
     def __deepcopy__(self, memo: object) -> RowPlanner:
@@ -96,22 +90,22 @@ class RowPlanner:
         past = self.past
         own, count = ~past, past.sum()
         # Not splits[count], which would read the index back from the device.
-        tables = (self.splits, self.weighs, self.ratios)
-        found, exact, ratio = (table.index_select(0, count.view(1)) for table in tables)
-        ratio = ratio.to(dtype)
+        found, past_weight = (table.index_select(0, count.view(1)) for table in (self.splits, self.past_weights))
+        past_weight = past_weight.to(dtype)
         number = torch.arange(most, device=past.device)
         mine = ((own.cumsum(0) - 1).remainder(found) == number[:, None]) & own  # (S, N)
         exists = number < found
-        heavy = torch.where(exact & own, 1 / ratio.clamp(min=torch.finfo(dtype).tiny), 1.0)
+        heavy = torch.where(own, 1 / past_weight, 1.0)
         weights = ((mine | past) & exists[:, None]) * heavy
         total = weights.sum(1, keepdim=True)
         average = exists.to(dtype) / found
+        times = torch.where(found > 1, found, past_weight)
         return RowPlan(
             of_rows=weights / total.clamp(min=torch.finfo(dtype).tiny),
             of_splits=torch.where(past[:, None], average, mine.T.to(dtype)),
             average=average,
             count=total[0, 0],
-            gain=_of_mean_one(torch.where(past, torch.where(exact, ratio, found), 1.0)) if self.balanced else None,
+            gain=_of_mean_one(torch.where(past, times, 1.0)) if self.balanced else None,
         )
 
 
@@ -126,12 +120,10 @@ def plan_rows(past: Tensor, rule: Rule, balanced: bool) -> RowPlanner:
 
 
 @functools.lru_cache(maxsize=256)
-def _table(rule: Rule, rows: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """What the rule says of 0, 1, ... rows past rows, and r, where the mask is."""
-    splits, weighs = zip(*(rule(rows - past, past) for past in range(rows + 1)), strict=True)
-    ratios = [float(rule.task * (rows - past) / max(past, 1)) for past in range(rows + 1)]
-    ratio = torch.tensor(ratios, dtype=torch.float64).to(device)
-    return torch.tensor(splits, device=device), torch.tensor(weighs, device=device), ratio
+def _table(rule: Rule, rows: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """What the rule says of 0, 1, ... rows past rows, where the mask is."""
+    splits, weights = zip(*(rule(rows - past, past) for past in range(rows + 1)), strict=True)
+    return torch.tensor(splits, device=device), torch.tensor(weights, dtype=torch.float64).to(device)
 
 
 def normalise_rows(
