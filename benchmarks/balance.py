@@ -10,7 +10,7 @@ amount to (1 / Σ w²: 20 of 64 for ten tasks), three current ones to a past one
 Balance as in TBBN, no splits.
 
 ``split``: the released splits, and in each the mixture of the whole batch: a current row weighs as much more as a split
-has fewer of them. Splits as in TBBN, no balance; ``--norm tbbn --set mixture=batch`` is the same.
+has fewer of them. Splits as in TBBN, no balance; ``--norm bn+splits`` is the same.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from cilnorm.spec import resolve
 from cilnorm.testing.toys import registry_with
 from cilnorm_norms._base import BatchNormBase
 from cilnorm_norms._task_balanced.function import Plan
+from cilnorm_norms.split_batch import SplitBatchNorm2d
 from cilnorm_norms.task_balanced import TaskBalancedBatchNorm2d
 
 
@@ -69,14 +70,7 @@ class Weighted(TaskBalancedBatchNorm2d):
         return replace(plan, splits=1, weight=1 / plan.splits)
 
 
-class Split(TaskBalancedBatchNorm2d):
-    """``tbbn`` with ``mixture="batch"``."""
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, mixture="batch", **options)
-
-
-NORMS = {"ghost": Ghost, "weighted": Weighted, "split": Split}
+NORMS = {"ghost": Ghost, "weighted": Weighted, "split": SplitBatchNorm2d}
 
 
 def run(norm: str, out: Path, *, device: str = "auto", data_root: Path | None = None, **asked: Any) -> Result:

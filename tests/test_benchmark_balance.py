@@ -40,13 +40,6 @@ def test_weighted_has_the_weights_of_the_released_splits(task: int, weight: floa
     torch.testing.assert_close(layer.running_mean, split.running_mean)  # the same weights, split or not
 
 
-def test_split_is_an_option_of_tbbn() -> None:
-    layer, option, x = balance.Split(3), norm_factory("tbbn", mixture="batch")(3), torch.randn(64, 3, 4, 4)
-    for norm in (layer, option):
-        norm.compose(Composition(48, 16, 9))
-    assert torch.equal(layer(x), option(x))
-
-
 @pytest.mark.parametrize("norm", list(balance.NORMS))
 def test_they_are_trained_as_any_other(norm: str, tmp_path: Path) -> None:
     few = {"classes": 4, "tasks": 2, "epochs": 1, "size": 8, "dataset.train_per_class": 24, "test_per_class": 2}

@@ -29,7 +29,6 @@ MIXED: list[tuple[dict[str, Any], tuple[int, int]]] = [
     ({}, (4, 2)),
     ({"splits": "divisor"}, (4, 3)),
     ({"splits": "exact", "affine_gradient": "balanced"}, (5, 2)),
-    ({"splits": "divisor", "mixture": "batch"}, (4, 3)),
 ]
 
 
@@ -43,7 +42,7 @@ def cases() -> list[tuple[str, int, dict[str, Any]]]:
     """Every norm with every composition, and options that weigh rows."""
     told = range(len(COMPOSITIONS))
     plain = [(name, index, WELL_SCALED.get(name, {})) for name in NAMES for index in told]
-    options: list[dict[str, Any]] = [{"splits": "exact"}, {"affine_gradient": "balanced"}, {"mixture": "batch"}]
+    options: list[dict[str, Any]] = [{"splits": "exact"}, {"affine_gradient": "balanced"}]
     return [*plain, *(("tbbn", 0, each) for each in options)]
 
 

@@ -29,7 +29,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"splits": "exact"},
     {"splits": "auto", "affine_gradient": "balanced"},
     {"splits": 4, "affine_gradient": "balanced"},
-    {"splits": "divisor", "mixture": "batch", "affine_gradient": "balanced"},
+    {"norm": "bn+splits", "splits": "divisor"},
 ]
 OLD = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 7)
 COMPOSITIONS = [Composition(12, 4, 3), Composition(16, 3, 2), Composition(8, 0, 2), Composition(0, 8, 3)]

@@ -22,7 +22,7 @@ from torch import Tensor
 from cilnorm.hookspecs import Norm, hookimpl
 from cilnorm_norms._base import BatchNormBase
 from cilnorm_norms.group import check_groups, group_norm
-from cilnorm_norms.task_balanced import AffineGradient, Mixture, SplitRule, TaskBalancedBatchNorm2d, Unit
+from cilnorm_norms.task_balanced import AffineGradient, SplitRule, TaskBalancedBatchNorm2d, Unit
 
 PAPER = "https://arxiv.org/abs/2203.16102"
 
@@ -95,7 +95,6 @@ class TaskBalancedContinualNorm2d(_AfterGroups, TaskBalancedBatchNorm2d):
         splits: SplitRule | int = "released",
         affine_gradient: AffineGradient = "released",
         unit: Unit = "tasks",
-        mixture: Mixture = "balanced",
     ) -> None:
         super().__init__(
             num_features,
@@ -108,7 +107,6 @@ class TaskBalancedContinualNorm2d(_AfterGroups, TaskBalancedBatchNorm2d):
             splits=splits,
             affine_gradient=affine_gradient,
             unit=unit,
-            mixture=mixture,
         )
         self.groups = check_groups(groups, num_features)
 

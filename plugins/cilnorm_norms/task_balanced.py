@@ -20,10 +20,6 @@ grow with r:
 
 with x̂ the normalised row (of a past one the mean over splits) and g the gradient of the output; dx stays as it is.
 
-With ``mixture="batch"`` there are splits without balance: a current row weighs r times as much in its split, so that
-the statistics of each are of the mixture B_c : B_p that batch normalisation sees, from fewer current rows. No paper
-has it.
-
 t counts tasks, whatever their size. After a first task of 50 classes and before one of 10, t = 1, so those 50 classes
 together weigh what the 10 new ones weigh. With ``unit="classes"`` t is old / new classes, 5 there, and every class
 weighs about the same; where all tasks are of one size the two are one.
@@ -35,7 +31,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -163,15 +159,18 @@ class TaskBalancedBatchNorm2d(BatchNormBase, CompositionAware, RowsAware):
             weighs r times a current one, all rows 1 in the mean; r is the number of splits, with ``exact`` the r above.
         unit (t): what weighs the same as what: ``tasks``: each past task as the current one, however many classes they
             have; ``classes``: each old class as each new one. The same where all tasks are of one size.
-        mixture: of what rows the statistics of a split are: ``balanced``: the current rows of the split, and all past
-            ones; ``batch``: in these, a current row weighs r times as much, so that current and past rows weigh what
-            they weigh in batch normalisation; not with ``exact`` and ``auto``.
 
     Raises:
-        ValueError: another option than these, options that exclude each other, an input that isn't (N, C, H, W), a
-            batch of another size than the composition's.
+        ValueError: another option than these, an input that isn't (N, C, H, W), a batch of another size than the
+            composition's.
         RuntimeError: training without a composition.
+
+    Attributes:
+        mixture: of what rows the statistics of a split are: ``balanced``: its current rows and all past ones;
+            ``batch``: in these a current row weighs r times as much, so that they are the batch's mixture.
     """
+
+    mixture: ClassVar[Mixture] = "balanced"
 
     def __init__(
         self,
@@ -186,7 +185,6 @@ class TaskBalancedBatchNorm2d(BatchNormBase, CompositionAware, RowsAware):
         splits: SplitRule | int = "released",
         affine_gradient: AffineGradient = "released",
         unit: Unit = "tasks",
-        mixture: Mixture = "balanced",
     ) -> None:
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype)
         if splits not in get_args(SplitRule) and not (isinstance(splits, int) and splits > 0):
@@ -195,14 +193,8 @@ class TaskBalancedBatchNorm2d(BatchNormBase, CompositionAware, RowsAware):
             raise ValueError(f"affine_gradient can't be {affine_gradient!r}; it is one of {get_args(AffineGradient)}")
         if unit not in get_args(Unit):
             raise ValueError(f"unit can't be {unit!r}; it is one of {get_args(Unit)}")
-        if mixture not in get_args(Mixture):
-            raise ValueError(f"mixture can't be {mixture!r}; it is one of {get_args(Mixture)}")
-        if mixture == "batch" and splits in ("exact", "auto"):
-            raise ValueError(
-                f"mixture='batch' goes with splits, and splits={splits!r} weighs rows instead of splitting"
-            )
         self.splits: SplitRule | int = splits
-        self.affine_gradient, self.unit, self.mixture = affine_gradient, unit, mixture
+        self.affine_gradient, self.unit = affine_gradient, unit
         self.plan: Plan | None = None
 
     def compose(self, composition: Composition) -> None:
@@ -308,7 +300,7 @@ class TaskBalancedBatchNorm2d(BatchNormBase, CompositionAware, RowsAware):
         return self.plan
 
     def extra_repr(self) -> str:
-        own = f"splits={self.splits}, affine_gradient={self.affine_gradient}, unit={self.unit}, mixture={self.mixture}"
+        own = f"splits={self.splits}, affine_gradient={self.affine_gradient}, unit={self.unit}"
         return f"{super().extra_repr()}, {own}"
 
 
