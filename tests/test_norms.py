@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 
 NORMS = list(registry.load().norms)
 CLASSES = (  # to timm
-    "adaptivebalance|classbalanced|taskbalanced|continual|"
+    "adaptivebalance|classbalanced|taskbalanced|splitbatch|continual|"
     "normalisedbatch|spnorm|filterresponse|evonorm|weightstandardised"
 )
 SMALL: dict[str, Any] = {"num_classes": 3, "layers": (1, 1, 1, 1), "channels": (8, 8, 8, 8), "stem_width": 8}
