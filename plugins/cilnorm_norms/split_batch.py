@@ -19,7 +19,7 @@ docs/results.md has what comes of it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 import torch
 
@@ -62,8 +62,8 @@ class SplitBatchNorm2d(TaskBalancedBatchNorm2d):
         splits: Divisors | int = "released",
         unit: Unit = "tasks",
     ) -> None:
-        if splits in ("exact", "auto"):
-            raise ValueError(f"splits can't be {splits!r}, which weighs rows instead of splitting them")
+        if splits not in get_args(Divisors) and not (isinstance(splits, int) and splits > 0):
+            raise ValueError(f"splits can't be {splits!r}; it is one of {get_args(Divisors)} or a number of splits")
         super().__init__(
             num_features,
             eps,

@@ -43,7 +43,7 @@ def test_batches_that_can_not_be_split_are_told_of_what_splits_them() -> None:
     assert layer.doubt.endswith("so this is plain batch normalisation; take numbers with a common divisor")
 
 
-@pytest.mark.parametrize("splits", ["exact", "auto"])
-def test_weighing_rows_instead_of_splitting_them_is_refused(splits: str) -> None:
-    with pytest.raises(ValueError, match=f"splits can't be '{splits}', which weighs rows"):
+@pytest.mark.parametrize("splits", ["exact", "auto", 0])
+def test_what_splits_nothing_is_refused(splits: str | int) -> None:
+    with pytest.raises(ValueError, match=rf"splits can't be {splits!r}; it is one of \('released', 'divisor'\)"):
         SplitBatchNorm2d(3, splits=splits)
