@@ -132,7 +132,10 @@ def _to_tuple(value: Any, hints: tuple[Any, ...], key: str) -> tuple[Any, ...]:
     items = value.replace(":", ",").split(",") if isinstance(value, str) else value
     if not isinstance(items, (list, tuple)):
         items = [items]
-    items = [int(item) if isinstance(item, str) and item.strip().lstrip("-").isdecimal() else item for item in items]
+    items = [
+        int(item.strip()) if isinstance(item, str) and re.fullmatch(r"-?\d{1,18}", item.strip()) else item
+        for item in items
+    ]
     repeated = len(hints) == 2 and hints[1] is Ellipsis
     if not repeated and len(items) != len(hints):
         raise SpecError(f"{key}: expected {len(hints)} values, found {value!r:.80}")

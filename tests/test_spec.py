@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cilnorm.hookspecs import Norm, hookimpl
@@ -321,6 +321,9 @@ def test_a_preset_inherits_what_methods_set_for_the_one_it_extends(tmp_path: Pat
 # Values
 
 
+@example("0\x1f")
+@example("--3")
+@example("1" * 5000)
 @given(st.integers() | st.booleans() | st.none() | st.text() | st.floats() | st.lists(st.integers()))
 def test_a_value_fits_its_type_or_is_refused(value: object) -> None:
     for hint in (int, float, bool, str, tuple[int, int], tuple[int, ...], int | None):
