@@ -39,11 +39,10 @@ def mixed_rows(rank: int, gaps: tuple[int, int]) -> tuple[Tensor, Tensor]:
 
 
 def cases() -> list[tuple[str, int, dict[str, Any]]]:
-    """Every norm with every composition, and options that weigh rows."""
+    """Every norm with every composition, and the option that weighs rows instead of splitting them."""
     told = range(len(COMPOSITIONS))
     plain = [(name, index, WELL_SCALED.get(name, {})) for name in NAMES for index in told]
-    options: list[dict[str, Any]] = [{"splits": "exact"}, {"affine_gradient": "balanced"}]
-    return [*plain, *(("tbbn", 0, each) for each in options)]
+    return [*plain, ("tbbn", 0, {"splits": "exact"}), ("tbbn", 0, {"affine_gradient": "balanced"})]
 
 
 def network(name: str, options: dict[str, Any]) -> nn.Module:

@@ -48,6 +48,7 @@ class SplitBatchNorm2d(TaskBalancedBatchNorm2d):
     """
 
     mixture: ClassVar[Mixture] = "batch"
+    split_rules: ClassVar[tuple[str, ...]] = get_args(Divisors)
 
     def __init__(
         self,
@@ -62,8 +63,6 @@ class SplitBatchNorm2d(TaskBalancedBatchNorm2d):
         splits: Divisors | int = "released",
         unit: Unit = "tasks",
     ) -> None:
-        if splits not in get_args(Divisors) and not (isinstance(splits, int) and splits > 0):
-            raise ValueError(f"splits can't be {splits!r}; it is one of {get_args(Divisors)} or a number of splits")
         super().__init__(
             num_features,
             eps,

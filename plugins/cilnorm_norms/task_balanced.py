@@ -168,9 +168,11 @@ class TaskBalancedBatchNorm2d(BatchNormBase, CompositionAware, RowsAware):
     Attributes:
         mixture: of what rows the statistics of a split are: ``balanced``: its current rows and all past ones;
             ``batch``: in these a current row weighs r times as much, so that they are the batch's mixture.
+        split_rules: the names that ``splits`` may have.
     """
 
     mixture: ClassVar[Mixture] = "balanced"
+    split_rules: ClassVar[tuple[str, ...]] = get_args(SplitRule)
 
     def __init__(
         self,
@@ -187,8 +189,8 @@ class TaskBalancedBatchNorm2d(BatchNormBase, CompositionAware, RowsAware):
         unit: Unit = "tasks",
     ) -> None:
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype)
-        if splits not in get_args(SplitRule) and not (isinstance(splits, int) and splits > 0):
-            raise ValueError(f"splits can't be {splits!r}; it is one of {get_args(SplitRule)} or a number of splits")
+        if splits not in self.split_rules and not (isinstance(splits, int) and splits > 0):
+            raise ValueError(f"splits can't be {splits!r}; it is one of {self.split_rules} or a number of splits")
         if affine_gradient not in get_args(AffineGradient):
             raise ValueError(f"affine_gradient can't be {affine_gradient!r}; it is one of {get_args(AffineGradient)}")
         if unit not in get_args(Unit):
